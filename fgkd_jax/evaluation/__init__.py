@@ -1,0 +1,1 @@
+"""Evaluators: counts on the device, figures on the host."""

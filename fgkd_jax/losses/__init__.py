@@ -1,0 +1,1 @@
+"""Losses: arrays in, per-example arrays out, in nats."""

@@ -1,0 +1,1 @@
+"""Thin Linen modules: backbones, heads and normalisation."""

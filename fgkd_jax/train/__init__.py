@@ -1,0 +1,1 @@
+"""Method-agnostic training: state, step, loop, optimiser, checkpoints."""

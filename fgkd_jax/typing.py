@@ -1,0 +1,43 @@
+"""Array types, and the one glossary of the dimension names used in annotations.
+
+| name | meaning |
+|---|---|
+| `b` | examples of a batch |
+| `h w` | rows and columns of an image or a feature map |
+| `oh ow` | rows and columns after a resize or a convolution |
+| `c`, `ci`, `co` | channels; channels going in and coming out |
+| `kh kw` | rows and columns of a convolution kernel |
+| `k` | classes |
+| `g` | groups of classes (genera) |
+| `n` | networks trained together; cells of a density |
+| `d` | dimensions of an embedding |
+| `p` | proposals or parts |
+| `...` | any leading dimensions |
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxtyping import Array, Bool, Float, Int, Int32, Key, Num, PyTree, Scalar, Shaped, UInt8
+
+Batch = Mapping[str, Any]
+"""Arrays by name; `fgkd_jax.data` documents the keys of each task."""
+
+Variables = Mapping[str, Any]
+"""Flax variable collections by name: `params`, `batch_stats`, `constants`."""
+
+__all__ = [
+    "Array",
+    "Batch",
+    "Bool",
+    "Float",
+    "Int",
+    "Int32",
+    "Key",
+    "Num",
+    "PyTree",
+    "Scalar",
+    "Shaped",
+    "UInt8",
+    "Variables",
+]

@@ -33,3 +33,10 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     if close:
         return f"; did you mean '{close[0]}'?"
     return f"; expected one of {', '.join(names)}" if names else "; nothing is accepted here"
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or a gradient is not finite; the message names the step and the examples.
+
+    Commands print it without a traceback and end with exit status 1.
+    """

@@ -26,6 +26,9 @@ Batch = Mapping[str, Any]
 Variables = Mapping[str, Any]
 """Flax variable collections by name: `params`, `batch_stats`, `constants`."""
 
+Leaf = Any
+"""A field of a pytree: an array, or what stands for one (a shape, a sharding) in a tree alike."""
+
 __all__ = [
     "Array",
     "Batch",
@@ -34,6 +37,7 @@ __all__ = [
     "Int",
     "Int32",
     "Key",
+    "Leaf",
     "Num",
     "PyTree",
     "Scalar",

@@ -1,1 +1,74 @@
-"""Data sets and pipelines; imports no jax."""
+"""Data sets, and batches made of them.
+
+`open_dataset` opens a data set by name, `train_iterator` and `eval_iterator` read batches from it:
+
+    dataset = open_dataset("cub200_2011", data_dir="/data/CUB_200_2011")
+    options = DataOptions(image_size=224)
+    for batch in eval_iterator(dataset, "test", options, batch_size=64):
+        ...
+
+Batches
+-------
+A batch is a dictionary of NumPy arrays. b is the number of rows on this process, h and w are
+`DataOptions.image_size`. This is the place where the keys are defined; what a task adds to those of
+classification (text, attributes and seen classes, boxes of several objects) is defined with its
+method.
+
+Classification:
+
+| key | type and shape | values |
+|---|---|---|
+| `image` | uint8 [b, h, w, 3] | RGB, 0 to 255; colour and normalisation happen on the device |
+| `label` | int32 [b] | 0 to `info.num_classes` - 1, an index into `info.class_names` |
+| `id` | int32 [b] | stable from run to run, unique over all splits of the data set |
+| `mask` | bool [b] | True where the row holds an example |
+
+`mask` is True throughout in training, where every batch is full. In evaluation it is False where
+the last batch is filled up, and where an image that cannot be read is skipped
+(`on_corrupt="skip"`); such a row has id -1 and everything else 0.
+
+On demand (`DataOptions.extra_keys`), where the data set has them:
+
+| extra key | key in the batch | type and shape | values |
+|---|---|---|---|
+| `bbox` | `bbox` | float32 [b, 4] | (x_min, y_min, x_max, y_max) |
+| `parts` | `parts` | float32 [b, p, 3] | (x, y, visible 0 or 1); (0, 0, 0) where invisible |
+| `mask` | `object_mask` | uint8 [b, h, w] | non-zero on the object |
+| `attributes` | `attributes` | float32 [b, a] | 0 to 1, of the example's class |
+
+Boxes and points are in pixels of `image`, after cropping, resizing and flipping. Coordinates are
+continuous: pixel i covers [i, i + 1), the image [0, w] x [0, h]. `info.part_names` and
+`info.attribute_names` name rows and entries. Any other key of an example can be asked for in the
+same way and goes into the batch unchanged.
+"""
+
+from fgkd_jax.data.base import (
+    CorruptImageError,
+    Dataset,
+    DatasetInfo,
+    Example,
+    Report,
+    Source,
+)
+from fgkd_jax.data.holdout import holdout
+from fgkd_jax.data.options import DataOptions
+from fgkd_jax.data.pipeline import BatchIterator, eval_iterator, train_iterator, with_validation
+from fgkd_jax.data.registry import build_dataset, check_dataset, open_dataset
+
+__all__ = [
+    "BatchIterator",
+    "CorruptImageError",
+    "DataOptions",
+    "Dataset",
+    "DatasetInfo",
+    "Example",
+    "Report",
+    "Source",
+    "build_dataset",
+    "check_dataset",
+    "eval_iterator",
+    "holdout",
+    "open_dataset",
+    "train_iterator",
+    "with_validation",
+]

@@ -1,1 +1,8 @@
-"""One file per method."""
+"""The methods, one file each. `METHODS` is the only place that lists them."""
+
+from fgkd_jax.methods.classifier import Classifier
+
+METHODS = {"classifier": Classifier}
+"""Methods by the name that a config gives as `method.name`."""
+
+__all__ = ["METHODS", "Classifier"]

@@ -1,1 +1,8 @@
 """Thin Linen modules: backbones, heads and normalisation."""
+
+from fgkd_jax.models.backbones import BACKBONES, feature_shapes, make_backbone
+from fgkd_jax.models.heads import LinearHead
+from fgkd_jax.models.mobilenet_v2 import MobileNetV2
+from fgkd_jax.models.normalization import BatchNorm
+from fgkd_jax.models.resnet import ResNet
+from fgkd_jax.models.stages import Backbone

@@ -1,0 +1,99 @@
+"""What the commands share: their flags, their help and how they are run."""
+
+import dataclasses
+import textwrap
+from collections.abc import Callable, Sequence
+
+from absl import flags
+
+from fgkd_jax.errors import UserError, nearest
+
+DEVICE_HELP = "platform to run on: cpu, gpu or tpu; the best there is by default"
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """One command of the program.
+
+    Attributes:
+      name: what follows `fgkd`.
+      usage: the arguments, as the first line of the help shows them.
+      description: what it does, for someone who has not used it before.
+      define: adds the command's flags.
+      run: does the work with the parsed flags and the other arguments; returns the exit status.
+      takes_overrides: whether `--config.option=value` is accepted.
+    """
+
+    name: str
+    usage: str
+    description: str
+    define: Callable[[flags.FlagValues], None]
+    run: Callable[[flags.FlagValues, list[str]], int]
+    takes_overrides: bool = False
+
+    def help(self) -> str:
+        """Returns the text of `--help`.
+
+        Returns:
+          Usage, description and one paragraph per flag.
+        """
+        values = flags.FlagValues()
+        self.define(values)
+        lines = [f"usage: fgkd {self.name} {self.usage}", "", self.description.strip(), ""]
+        own = [values[name] for name in sorted(values)]
+        if own:
+            lines.append("flags:")
+        for flag in own:
+            default = "" if flag.default is None else f" (default: {flag.default})"
+            body = textwrap.wrap(f"{flag.help}{default}", 70)
+            lines += [f"  --{flag.name}", *(f"      {line}" for line in body)]
+        if self.takes_overrides:
+            lines += [
+                "  --config.OPTION=VALUE",
+                "      overrides one option of the config, for example --config.train.steps=100",
+            ]
+        return "\n".join(lines)
+
+    def parse(self, arguments: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
+        """Parses the arguments that follow the command's name.
+
+        Args:
+          arguments: flags and other arguments, in any order.
+
+        Returns:
+          The flags and the other arguments.
+
+        Raises:
+          UserError: a flag is unknown or has a wrong value.
+        """
+        values = flags.FlagValues()
+        self.define(values)
+        values.set_gnu_getopt(True)
+        try:
+            others = values([f"fgkd {self.name}", *arguments])[1:]
+        except flags.UnrecognizedFlagError as error:
+            hint = nearest(error.flagname, list(values))
+            raise UserError(f"fgkd {self.name} has no flag --{error.flagname}{hint}") from error
+        except flags.Error as error:
+            raise UserError(" ".join(str(error).split())) from error
+        return values, others
+
+
+def require(values: flags.FlagValues, name: str, *, command: str) -> str:
+    """Returns a flag that has to be given.
+
+    Args:
+      values: parsed flags.
+      name: the flag.
+      command: the command, for the message.
+
+    Returns:
+      Its value.
+
+    Raises:
+      UserError: it is not given.
+    """
+    value = values[name].value
+    if not value:
+        raise UserError(f"fgkd {command} needs --{name}; see fgkd {command} --help")
+    return value

@@ -1,0 +1,205 @@
+"""Configs: found by path or by name, completed with defaults, overridden from the command line."""
+
+import dataclasses
+import importlib.util
+import inspect
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import config_dict, config_flags
+
+import fgkd_jax
+from fgkd_jax.cli.experiment import Experiment, method_to_dict, parse_experiment
+from fgkd_jax.cli.options import to_dict
+from fgkd_jax.errors import UserError, nearest
+
+
+def config_folder() -> Path:
+    """Returns the folder of the configs that come with the project.
+
+    Returns:
+      `fgkd_jax/configs` of an installed wheel, `configs` beside the package of a checkout.
+    """
+    package = Path(fgkd_jax.__file__).parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def find_config(name: str) -> Path:
+    """Finds a config file.
+
+    Args:
+      name: a path to a Python file, or the name of a config that comes with the project, with or
+        without its folder and ending.
+
+    Returns:
+      The file's path.
+
+    Raises:
+      UserError: there is no such file and no such name.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    known = {path.stem: path for path in config_folder().glob("*.py")}
+    stem = Path(name).name.removesuffix(".py")
+    if stem in known and name in (stem, f"{stem}.py", f"configs/{stem}.py", f"configs/{stem}"):
+        return known[stem]
+    raise UserError(f"config '{name}' is neither a file nor a known name{nearest(stem, known)}")
+
+
+def load_module(path: Path) -> types.ModuleType:
+    """Runs a config file.
+
+    Args:
+      path: a Python file that defines `get_config`.
+
+    Returns:
+      The module.
+
+    Raises:
+      UserError: the file cannot be run or defines no `get_config`.
+    """
+    spec = importlib.util.spec_from_file_location(f"fgkd_config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"config {path} is not a Python file; expected a name ending in .py")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"config {path}, line {error.lineno}: {error.msg}") from error
+    if not callable(getattr(module, "get_config", None)):
+        raise UserError(f"config {path} defines no function get_config")
+    return module
+
+
+def load_config(spec: str, overrides: Sequence[str] = ()) -> Experiment:
+    """Loads a config and applies overrides.
+
+    Args:
+      spec: path or name of a config, with `:ARGUMENT` behind it where its `get_config` takes one.
+      overrides: arguments of the form `--config.section.option=value`.
+
+    Returns:
+      The experiment, checked.
+
+    Raises:
+      UserError: no such config, an unknown key (with the nearest valid one), or a bad value.
+    """
+    name, _, argument = spec.partition(":")
+    path = find_config(name)
+    get_config = load_module(path).get_config
+    takes_argument = bool(inspect.signature(get_config).parameters)
+    if argument and not takes_argument:
+        raise UserError(f"config '{name}' takes no argument; got ':{argument}'")
+    raw = get_config(argument) if argument else get_config()
+    experiment = parse_experiment(raw.to_dict())
+    if not overrides:
+        return experiment
+    config = typed_config(experiment)
+    config.method.name = method_to_dict(experiment.method)["name"]
+    apply_overrides(config, overrides)
+    return parse_experiment(config.to_dict())
+
+
+def apply_overrides(config: config_dict.ConfigDict, overrides: Sequence[str]) -> None:
+    """Sets options of a config from command-line arguments, in place.
+
+    Args:
+      config: every option there is, with its type.
+      overrides: arguments of the form `--config.section.option=value`.
+
+    Raises:
+      UserError: an option is unknown or a value cannot be read as its type.
+    """
+    known = _flat_names(config)
+    for argument in overrides:
+        match = re.match(r"--config\.([^=]+)", argument)
+        if match and match[1] not in known:
+            key = match[1]
+            raise UserError(f"config has no option '{key}'{_nearest_option(key, known)}")
+    values = flags.FlagValues()
+    arguments = ["fgkd", *overrides]
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
+        values(arguments)
+    except (flags.Error, TypeError, ValueError, KeyError) as error:
+        raise UserError(f"cannot read an override: {' '.join(str(error).split())}") from error
+
+
+def _flat_names(config: config_dict.ConfigDict, prefix: str = "") -> list[str]:
+    names = []
+    for name in config:
+        names.append(prefix + name)
+        if isinstance(config.get(name), config_dict.ConfigDict):
+            names += _flat_names(config[name], f"{prefix}{name}.")
+    return names
+
+
+def _nearest_option(key: str, known: Sequence[str]) -> str:
+    """A hint for a wrong option: the whole path if one is close, else what its section has."""
+    hint = nearest(key, known)
+    if "did you mean" in hint:
+        return hint
+    section = key.rpartition(".")[0]
+    inside = [name for name in known if name.rpartition(".")[0] == section]
+    return nearest(key, inside or [name for name in known if "." not in name])
+
+
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separates overrides from the other command-line arguments.
+
+    Args:
+      arguments: what follows the command's name.
+
+    Returns:
+      The overrides, each as `--config.option=value`, and the other arguments.
+
+    Raises:
+      UserError: an override has no value.
+    """
+    overrides, others = [], []
+    waiting = None
+    for argument in arguments:
+        if waiting is not None:
+            overrides.append(f"{waiting}={argument}")
+            waiting = None
+        elif not re.match(r"--?config\.", argument):
+            others.append(argument)
+        elif "=" in argument:
+            overrides.append("--" + argument.lstrip("-"))
+        else:
+            waiting = "--" + argument.lstrip("-")
+    if waiting is not None:
+        raise UserError(f"{waiting} has no value; expected {waiting}=VALUE")
+    return overrides, others
+
+
+def typed_config(options: Any) -> config_dict.ConfigDict:
+    """Turns options into a `ConfigDict` that knows the type of every entry.
+
+    Args:
+      options: a dataclass of options.
+
+    Returns:
+      The config; an option that is None keeps the type it may have.
+    """
+    config = config_dict.ConfigDict()
+    hints = typing.get_type_hints(type(options))
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if dataclasses.is_dataclass(value):
+            value = typed_config(value)
+        elif isinstance(value, Mapping):
+            value = config_dict.ConfigDict(to_dict(value))
+        elif value is None:
+            kinds = [arg for arg in typing.get_args(hints[field.name]) if isinstance(arg, type)]
+            value = config_dict.placeholder(kinds[0])
+        else:
+            value = to_dict(value)
+        config[field.name] = value
+    return config

@@ -1,0 +1,70 @@
+"""`fgkd data`: builds or checks a data set."""
+
+from absl import flags
+
+from fgkd_jax.cli.command import Command
+from fgkd_jax.errors import UserError, nearest
+
+DESCRIPTION = """\
+build draws a data set that the project draws itself, and says where to get any other.
+check counts the examples of each split, decodes every image and lists what is missing, wrong or
+corrupt, with where to get it; the exit status is 1 when something is.
+
+  fgkd data build procedural_birds/classification
+  fgkd data check cub200_2011 --data_dir /data/CUB_200_2011
+
+data sets: procedural_birds/classification, cub200_2011, cifar10, cifar100, image_folder, and
+tfds/NAME for those that TensorFlow Datasets prepares (cars196, i_naturalist2017, ...).
+"""
+
+
+def define(values: flags.FlagValues) -> None:
+    """Adds the command's flags.
+
+    Args:
+      values: where the flags are defined.
+    """
+    flags.DEFINE_string(
+        "data_dir",
+        None,
+        "folder of the data set; $FGKD_DATA_DIR or ~/.cache/fgkd_jax by default",
+        flag_values=values,
+    )
+
+
+def run(values: flags.FlagValues, arguments: list[str]) -> int:
+    """Runs the command.
+
+    Args:
+      values: parsed flags.
+      arguments: `build` or `check`, and the data set's name.
+
+    Returns:
+      The exit status.
+
+    Raises:
+      UserError: the action or the data set is unknown, or it cannot be built.
+    """
+    from fgkd_jax.data.registry import build_dataset, check_dataset
+
+    if len(arguments) != 2:
+        raise UserError("fgkd data needs an action and a data set; see fgkd data --help")
+    action, name = arguments
+    if action not in ("build", "check"):
+        raise UserError(f"fgkd data cannot '{action}'{nearest(action, ['build', 'check'])}")
+    data_dir = values["data_dir"].value
+    if action == "build":
+        build_dataset(name, data_dir=data_dir)
+        return 0
+    report = check_dataset(name, data_dir=data_dir)
+    print(report)
+    return 0 if report.ok else 1
+
+
+COMMAND = Command(
+    name="data",
+    usage="build|check NAME [--data_dir FOLDER]",
+    description=DESCRIPTION,
+    define=define,
+    run=run,
+)

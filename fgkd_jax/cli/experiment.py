@@ -1,0 +1,149 @@
+"""An experiment: every option of a run, as frozen dataclasses."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from fgkd_jax.cli.options import build, to_dict
+from fgkd_jax.data.pipeline import DataOptions
+from fgkd_jax.errors import UserError, nearest
+from fgkd_jax.methods import METHODS
+from fgkd_jax.protocols import Method
+from fgkd_jax.train.checkpoint import CheckpointOptions
+from fgkd_jax.train.loop import TrainOptions
+from fgkd_jax.train.optim import OptimOptions
+from fgkd_jax.train.sharding import MeshOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainedOptions:
+    """Weights that a run starts from.
+
+    Attributes:
+      path: a `.safetensors`, `.pth` or `.npz` file; empty starts from random weights.
+      reinit_head: whether the head keeps its random weights.
+    """
+
+    path: str = ""
+    reinit_head: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureCacheOptions:
+    """Precomputed output of a method's frozen stages, so that they run once and not every epoch.
+
+    Attributes:
+      views: augmented views of each training example to store; 0 stores none and runs the frozen
+        stages in every step.
+    """
+
+    views: int = 0
+
+    def __post_init__(self) -> None:
+        if self.views < 0:
+            raise UserError(f"config.features.views is {self.views}; expected at least 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportOptions:
+    """The row of the results table that a config stands for.
+
+    Attributes:
+      title: what the row is called.
+      paper: the published figure, with its data, or why there is none.
+      split: what is evaluated at the end of a run.
+      figures: the evaluator's figures in the row, in order.
+    """
+
+    title: str = ""
+    paper: str = "none: no published figure on these data"
+    split: str = "test"
+    figures: tuple[str, ...] = ("accuracy",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Every option of a run.
+
+    Attributes:
+      method: the method's options.
+      data: data set, sizes and augmentation.
+      optim: optimiser, schedule, rules over parameter names.
+      train: length and intervals.
+      checkpoint: how often, how many, chosen by what.
+      mesh: devices.
+      pretrained: weights to start from.
+      features: precomputed frozen features.
+      report: the row of the results table.
+      seed: seeds parameters, order of examples, augmentation and dropout.
+    """
+
+    method: Method
+    data: DataOptions
+    optim: OptimOptions = dataclasses.field(default_factory=OptimOptions)
+    train: TrainOptions = dataclasses.field(default_factory=TrainOptions)
+    checkpoint: CheckpointOptions = dataclasses.field(default_factory=CheckpointOptions)
+    mesh: MeshOptions = dataclasses.field(default_factory=MeshOptions)
+    pretrained: PretrainedOptions = dataclasses.field(default_factory=PretrainedOptions)
+    features: FeatureCacheOptions = dataclasses.field(default_factory=FeatureCacheOptions)
+    report: ReportOptions = dataclasses.field(default_factory=ReportOptions)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.features.views and not getattr(self.method, "frozen_stages", 0):
+            raise UserError(
+                f"config.features.views is {self.features.views}, but the method has no frozen "
+                "stages; expected method.frozen_stages of at least 1"
+            )
+
+
+def parse_experiment(values: Mapping[str, Any]) -> Experiment:
+    """Builds an experiment from nested dictionaries.
+
+    Args:
+      values: sections by name; `method` holds the method's `name` and its options.
+
+    Returns:
+      The experiment.
+
+    Raises:
+      UserError: a section, an option or a value is wrong.
+    """
+    values = dict(values)
+    method = values.pop("method", None)
+    if not isinstance(method, Mapping) or "name" not in method:
+        raise UserError(f"config.method is {method!r}; expected a mapping with a key 'name'")
+    options = dict(method)
+    name = options.pop("name")
+    if name not in METHODS:
+        raise UserError(f"config.method.name is {name!r}{nearest(str(name), METHODS)}")
+    return build(
+        Experiment,
+        {"method": build(METHODS[name], options, path="config.method"), **values},
+        path="config",
+    )
+
+
+def experiment_to_dict(experiment: Experiment) -> dict[str, Any]:
+    """Turns an experiment back into nested dictionaries.
+
+    Args:
+      experiment: the experiment.
+
+    Returns:
+      What `parse_experiment` accepts, and JSON can hold.
+    """
+    return {**to_dict(experiment), "method": method_to_dict(experiment.method)}
+
+
+def method_to_dict(method: Method) -> dict[str, Any]:
+    """Names a method and lists its options.
+
+    Args:
+      method: a registered method.
+
+    Returns:
+      `name` and the options.
+    """
+    names = {cls: name for name, cls in METHODS.items()}
+    return {"name": names[type(method)], **to_dict(method)}

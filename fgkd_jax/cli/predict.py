@@ -1,0 +1,80 @@
+"""`fgkd predict`: classifies image files with a run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from fgkd_jax.cli.command import DEVICE_HELP, Command, require
+from fgkd_jax.errors import UserError
+
+DESCRIPTION = """\
+Classifies image files with the network of a run, and prints the likeliest classes of each with
+their probabilities. Images are prepared as in the run's evaluation.
+
+  fgkd predict --workdir runs/birds photo.jpg other.png
+"""
+
+
+def define(values: flags.FlagValues) -> None:
+    """Adds the command's flags.
+
+    Args:
+      values: where the flags are defined.
+    """
+    flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+    flags.DEFINE_integer("top", 3, "how many classes to print", lower_bound=1, flag_values=values)
+    flags.DEFINE_enum("checkpoint", "last", ["last", "best"], "which checkpoint", flag_values=values)
+    flags.DEFINE_boolean("json", False, "print JSON lines instead of a table", flag_values=values)
+    flags.DEFINE_enum("device", None, ["cpu", "gpu", "tpu"], DEVICE_HELP, flag_values=values)
+
+
+def run(values: flags.FlagValues, arguments: list[str]) -> int:
+    """Runs the command.
+
+    Args:
+      values: parsed flags.
+      arguments: image files.
+
+    Returns:
+      The exit status.
+
+    Raises:
+      UserError: a file is missing or not an image, or the workdir holds no checkpoint.
+    """
+    from fgkd_jax.cli import session
+
+    workdir = require(values, "workdir", command="predict")
+    if not arguments:
+        raise UserError("fgkd predict needs at least one image file; see fgkd predict --help")
+    for name in arguments:
+        if not Path(name).is_file():
+            raise UserError(f"image {name} does not exist")
+    session.use_platform(values["device"].value)
+    restored = session.restore(workdir, checkpoint=values["checkpoint"].value)
+    probabilities = session.predict_files(restored, arguments)
+    names = restored.dataset.info.class_names
+    for path, row in zip(arguments, probabilities, strict=True):
+        order = np.argsort(-row, kind="stable")[: values["top"].value]
+        classes = [{"class": names[i], "probability": round(float(row[i]), 6)} for i in order]
+        print(_line(path, classes, as_json=values["json"].value))
+    return 0
+
+
+def _line(path: str, classes: list[dict[str, Any]], *, as_json: bool) -> str:
+    if as_json:
+        return json.dumps({"image": path, "classes": classes})
+    return "\n".join(
+        [path, *(f"  {entry['probability']:6.1%}  {entry['class']}" for entry in classes)]
+    )
+
+
+COMMAND = Command(
+    name="predict",
+    usage="--workdir FOLDER IMAGE...",
+    description=DESCRIPTION,
+    define=define,
+    run=run,
+)

@@ -1,0 +1,156 @@
+"""`fgkd reproduce`: a row of the results table, over several seeds."""
+
+import dataclasses
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from fgkd_jax.cli.command import DEVICE_HELP, Command
+from fgkd_jax.errors import UserError
+
+DESCRIPTION = """\
+Trains a config once per seed and prints its row of the results table: mean and standard deviation
+over the seeds, the published figure, the data, how the checkpoint was chosen, and the command.
+Finished seeds are not run again; a stopped one continues.
+
+  fgkd reproduce classify_birds --seeds 3
+"""
+
+HEADER = ("row", "published", "ours", "data", "seeds", "checkpoint", "command")
+
+
+def define(values: flags.FlagValues) -> None:
+    """Adds the command's flags.
+
+    Args:
+      values: where the flags are defined.
+    """
+    flags.DEFINE_integer("seeds", 3, "number of seeds", lower_bound=1, flag_values=values)
+    flags.DEFINE_string(
+        "workdir", "runs/reproduce", "folder that holds one run per seed", flag_values=values
+    )
+    flags.DEFINE_enum("device", None, ["cpu", "gpu", "tpu"], DEVICE_HELP, flag_values=values)
+
+
+def run(values: flags.FlagValues, arguments: list[str]) -> int:
+    """Runs the command.
+
+    Args:
+      values: parsed flags.
+      arguments: the config's name, then overrides.
+
+    Returns:
+      The exit status.
+
+    Raises:
+      UserError: there is no such config.
+    """
+    from fgkd_jax.cli import session
+    from fgkd_jax.cli.config import load_config
+    from fgkd_jax.cli.train import run_experiment
+    from fgkd_jax.cli.workdir import write_json
+
+    names = [argument for argument in arguments if not argument.startswith("--config.")]
+    overrides = [argument for argument in arguments if argument.startswith("--config.")]
+    if len(names) != 1:
+        raise UserError("fgkd reproduce needs one config; see fgkd reproduce --help")
+    experiment = load_config(names[0], overrides)
+    session.use_platform(values["device"].value)
+    folder = Path(values["workdir"].value) / names[0].replace(":", "-").removesuffix(".py")
+    seeds = values["seeds"].value
+    summaries = []
+    for seed in range(seeds):
+        session.say(f"seed {seed} of 0..{seeds - 1}")
+        seeded = dataclasses.replace(experiment, seed=seed)
+        summaries.append(run_experiment(seeded, workdir=str(folder / f"seed{seed}")))
+    command = " ".join(["fgkd reproduce", names[0], f"--seeds {seeds}", *overrides])
+    row = table_row(experiment, summaries, command=command)
+    write_json(folder / "row.json", {**row, "versions": session.versions()})
+    print(markdown([row]))
+    return 0
+
+
+def table_row(experiment: Any, summaries: list[dict[str, Any]], *, command: str) -> dict[str, Any]:
+    """Sums up several seeds.
+
+    The last checkpoint counts: it was not chosen by any figure.
+
+    Args:
+      experiment: says which figures make up the row.
+      summaries: one per seed, as `run_experiment` returns them.
+      command: how the row was made.
+
+    Returns:
+      The row's cells by the names of `HEADER`, and `figures`: mean, standard deviation and the
+      values behind them.
+
+    Raises:
+      UserError: the evaluation has no figure of a name that the row asks for.
+    """
+    report = experiment.report
+    last = [_last(summary, report.split) for summary in summaries]
+    figures = {}
+    for name in report.figures:
+        if name not in last[0]["figures"]:
+            raise UserError(
+                f"report.figures has '{name}'; expected some of {', '.join(last[0]['figures'])}"
+            )
+        values = [entry["figures"][name] for entry in last]
+        spread = statistics.stdev(values) if len(values) > 1 else math.nan
+        figures[name] = {"mean": statistics.mean(values), "std": spread, "values": values}
+    ours = ", ".join(f"{_title(name)} {_percent(figure)}" for name, figure in figures.items())
+    count = last[0]["figures"].get("examples")
+    return {
+        "row": report.title,
+        "published": report.paper,
+        "ours": ours,
+        "data": f"{summaries[0]['data']['name']}, {report.split} ({count} images)",
+        "seeds": len(summaries),
+        "checkpoint": f"last (step {last[0]['step']})",
+        "command": f"`{command}`",
+        "figures": figures,
+    }
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """Lays rows out as a Markdown table.
+
+    Args:
+      rows: as `table_row` returns them.
+
+    Returns:
+      The table, with its header.
+    """
+    lines = [HEADER, ["---"] * len(HEADER), *([str(row[name]) for name in HEADER] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _last(summary: dict[str, Any], split: str) -> dict[str, Any]:
+    return next(
+        entry
+        for entry in summary["results"]
+        if entry["checkpoint"] == "last" and entry["split"] == split
+    )
+
+
+def _title(name: str) -> str:
+    return name.removesuffix("_accuracy") if name != "accuracy" else "top-1"
+
+
+def _percent(figure: dict[str, Any]) -> str:
+    if math.isnan(figure["std"]):
+        return f"{100 * figure['mean']:.1f}% (one seed)"
+    return f"{100 * figure['mean']:.1f} ± {100 * figure['std']:.1f}%"
+
+
+COMMAND = Command(
+    name="reproduce",
+    usage="CONFIG [--seeds N] [--workdir FOLDER] [--config.OPTION=VALUE ...]",
+    description=DESCRIPTION,
+    define=define,
+    run=run,
+    takes_overrides=True,
+)

@@ -1,0 +1,149 @@
+"""`fgkd train`: trains a method from a config, and resumes by itself."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from fgkd_jax.cli.command import DEVICE_HELP, Command, require
+from fgkd_jax.errors import NonFiniteError, UserError
+
+DESCRIPTION = """\
+Trains a method on a data set, both named by a config. Everything the run makes goes into the
+workdir: checkpoints/, metrics.jsonl (one JSON object per line), config.json and, at the end,
+summary.json. The same command again continues a run that was stopped, from its newest
+checkpoint; a workdir that belongs to another config is left alone.
+
+  fgkd train --config configs/classify_birds.py --workdir runs/birds
+  fgkd train --config classify_cub50 --workdir runs/cub50 --config.data.data_dir=/data/cub50
+"""
+
+
+def define(values: flags.FlagValues) -> None:
+    """Adds the command's flags.
+
+    Args:
+      values: where the flags are defined.
+    """
+    flags.DEFINE_string(
+        "config",
+        None,
+        "config file, or the name of a config that comes with the project; "
+        "NAME:ARGUMENT passes an argument to it",
+        flag_values=values,
+    )
+    flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+    flags.DEFINE_enum("device", None, ["cpu", "gpu", "tpu"], DEVICE_HELP, flag_values=values)
+    flags.DEFINE_string(
+        "compilation_cache",
+        None,
+        "folder that keeps compiled programs, so that the next run starts at once",
+        flag_values=values,
+    )
+
+
+def run(values: flags.FlagValues, arguments: list[str]) -> int:
+    """Runs the command.
+
+    Args:
+      values: parsed flags.
+      arguments: overrides of the config.
+
+    Returns:
+      The exit status.
+
+    Raises:
+      UserError: an argument is wrong.
+    """
+    from fgkd_jax.cli.config import load_config
+    from fgkd_jax.cli.session import use_platform
+
+    stray = [argument for argument in arguments if not argument.startswith("--config.")]
+    if stray:
+        raise UserError(f"fgkd train takes no argument '{stray[0]}'; see fgkd train --help")
+    config = require(values, "config", command="train")
+    workdir = require(values, "workdir", command="train")
+    experiment = load_config(config, arguments)
+    use_platform(values["device"].value, cache=values["compilation_cache"].value)
+    summary = run_experiment(experiment, workdir=workdir)
+    print(render_summary(summary))
+    return 0
+
+
+def run_experiment(experiment: Any, *, workdir: str) -> dict[str, Any]:
+    """Trains to the last step and evaluates what came out.
+
+    Args:
+      experiment: every option of the run.
+      workdir: the run's folder.
+
+    Returns:
+      What is written to `summary.json`: `results` holds one entry per split and checkpoint.
+
+    Raises:
+      UserError: the data, the weights or the workdir do not fit.
+      NonFiniteError: the loss or a gradient was not finite.
+    """
+    from fgkd_jax.cli import session, workdir as folder
+    from fgkd_jax.train.loop import fit
+
+    started = time.monotonic()
+    folder.claim(workdir, experiment)
+    dataset = session.open_data(experiment)
+    checkpointer = session.open_checkpoints(experiment, workdir=workdir)
+    job = session.open_run(experiment, dataset=dataset, workdir=workdir)
+    try:
+        trainer, state = fit(job, checkpointer, workdir=workdir, log=session.say)
+    except NonFiniteError as error:
+        checkpointer.wait()
+        steps = checkpointer.steps()
+        kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "none was saved before"
+        raise NonFiniteError(f"{error}; {kept}") from error
+    results = session.evaluate_checkpoints(trainer, state, checkpointer, experiment)
+    summary = {
+        "title": experiment.report.title,
+        "data": {"name": dataset.info.name, "fingerprint": dataset.info.fingerprint},
+        "seed": experiment.seed,
+        "step": experiment.train.steps,
+        "results": results,
+        "versions": session.versions(),
+        "timing": {
+            "seconds": round(time.monotonic() - started, 1),
+            "train_step_compilations": trainer.train_step.traces,
+        },
+    }
+    checkpointer.close()
+    folder.write_json(Path(workdir) / folder.SUMMARY_FILE, summary)
+    return summary
+
+
+def render_summary(summary: dict[str, Any]) -> str:
+    """Lays out what a run came to as a table.
+
+    Args:
+      summary: as `run_experiment` returns it.
+
+    Returns:
+      Several lines.
+    """
+    from fgkd_jax.cli.session import results_table
+
+    data, timing = summary["data"], summary["timing"]
+    return "\n".join(
+        [
+            f"{summary['title'] or 'run'}: {summary['step']} steps on {data['name']}, "
+            f"seed {summary['seed']}, {timing['seconds']:.0f} s",
+            results_table(summary["results"]),
+        ]
+    )
+
+
+COMMAND = Command(
+    name="train",
+    usage="--config CONFIG --workdir FOLDER [--config.OPTION=VALUE ...]",
+    description=DESCRIPTION,
+    define=define,
+    run=run,
+    takes_overrides=True,
+)

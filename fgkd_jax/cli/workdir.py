@@ -1,0 +1,125 @@
+"""A run's folder: whose it is, and what is in it."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fgkd_jax.cli.experiment import Experiment, experiment_to_dict, parse_experiment
+from fgkd_jax.errors import UserError
+
+CONFIG_FILE = "config.json"
+SUMMARY_FILE = "summary.json"
+CHECKPOINT_FOLDER = "checkpoints"
+
+MAY_CHANGE = ("mesh.", "data.data_dir", "data.num_workers", "data.read_threads", "report.")
+"""Options that a resumed run may change: where and how fast it runs, not what it computes."""
+
+
+def claim(workdir: str, experiment: Experiment) -> None:
+    """Makes a folder this experiment's, or checks that it already is.
+
+    Args:
+      workdir: the folder; created where it is missing.
+      experiment: what is to run in it.
+
+    Raises:
+      UserError: the folder holds a run of another config, or files that are not a run's.
+    """
+    folder = Path(workdir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"workdir {workdir} cannot be created: {error.strerror}") from error
+    if (folder / CONFIG_FILE).exists():
+        _check_same(workdir, experiment_to_dict(read_experiment(workdir)), experiment)
+        return
+    present = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    if present:
+        raise UserError(
+            f"workdir {workdir} holds '{present[0]}' but no {CONFIG_FILE}; "
+            "expected an empty or new folder, or that of an earlier run"
+        )
+    write_json(folder / CONFIG_FILE, experiment_to_dict(experiment))
+
+
+def read_experiment(workdir: str) -> Experiment:
+    """Reads the experiment that a folder belongs to.
+
+    Args:
+      workdir: folder of a run.
+
+    Returns:
+      The experiment.
+
+    Raises:
+      UserError: the folder holds no run, or its config cannot be read.
+    """
+    path = Path(workdir) / CONFIG_FILE
+    if not path.is_file():
+        raise UserError(f"workdir {workdir} holds no run: {CONFIG_FILE} is missing")
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    return parse_experiment(values)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Writes a JSON file whole or not at all.
+
+    Args:
+      path: the file.
+      values: what to write.
+
+    Raises:
+      UserError: the file cannot be written, for example because the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w") as file:
+            json.dump(values, file, indent=2)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _check_same(workdir: str, before: dict[str, Any], experiment: Experiment) -> None:
+    # Through JSON, so that tuples and lists compare equal.
+    old = flatten(json.loads(json.dumps(before)))
+    new = flatten(json.loads(json.dumps(experiment_to_dict(experiment))))
+    for name in sorted(old.keys() | new.keys()):
+        if name.startswith(MAY_CHANGE) or old.get(name) == new.get(name):
+            continue
+        raise UserError(
+            f"workdir {workdir} holds a run of another config: {name} is {old.get(name)!r} there "
+            f"and {new.get(name)!r} here; expected the same config or another --workdir"
+        )
+
+
+def flatten(values: Mapping[str, Any], *, prefix: str = "") -> dict[str, Any]:
+    """Joins the keys of nested mappings with dots.
+
+    Args:
+      values: nested mappings.
+      prefix: put before every key.
+
+    Returns:
+      One mapping.
+
+    Example:
+      >>> flatten({"train": {"steps": 3}, "seed": 0})
+      {'train.steps': 3, 'seed': 0}
+    """
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, prefix=f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat

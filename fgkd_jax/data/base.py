@@ -1,0 +1,282 @@
+"""What every data set of the project offers: examples by index, and a description of them."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from fgkd_jax.errors import UserError, nearest
+
+Example = dict[str, Any]
+"""One example before the pipeline, by key.
+
+| key | value |
+|---|---|
+| `image` | encoded bytes, or uint8[h, w, 3] |
+| `label` | int, index into `DatasetInfo.class_names` |
+| `id` | int in [0, 2^31), stable between runs and unique over all splits |
+| `name` | str, the file an error message should name |
+| `bbox` | optional float32[4], (x_min, y_min, x_max, y_max) |
+| `parts` | optional float32[p, 3], (x, y, visible 0 or 1) |
+| `mask` | optional uint8[h, w], non-zero on the object |
+| `attributes` | optional float32[a] in [0, 1] |
+
+Coordinates are in pixels, continuous: pixel i covers [i, i + 1), the image [0, w] x [0, h].
+"""
+
+
+class CorruptImageError(UserError):
+    """An image that is missing, truncated or cannot be decoded.
+
+    Attributes:
+      name: the file.
+      reason: what is wrong with it.
+    """
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(f"image {name}: {reason}")
+        self.name = name
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.name, self.reason)
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Examples of one split by index.
+
+    Cheap to pickle (workers are separate processes) and safe to read from several threads: keep
+    paths and small arrays, open files when an example is asked for. A source may also have the
+    attributes `labels` and `ids`, int64[n], which spare `labels_and_ids` reading every example.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """A description of a data set.
+
+    Attributes:
+      name: the name under which it is opened.
+      class_names: one name per class, by index.
+      splits: number of examples per split.
+      groupings: coarser classes, one index per class, e.g. `{"genus": (0, 0, 1)}`.
+      fingerprint: hash of version, class names, labels and ids.
+      part_names: one name per row of `parts`.
+      attribute_names: one name per entry of `attributes`.
+      flip_pairs: pairs of rows of `parts` that a mirrored image exchanges (left and right eye).
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    splits: Mapping[str, int]
+    groupings: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    fingerprint: str = ""
+    part_names: tuple[str, ...] = ()
+    attribute_names: tuple[str, ...] = ()
+    flip_pairs: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """A data set: its description, and a source per split ("train", "test", maybe "validation")."""
+
+    @property
+    def info(self) -> DatasetInfo:
+        """The description."""
+        ...
+
+    def source(self, split: str) -> Source:
+        """The examples of a split; `UserError` names the valid splits when it is unknown."""
+        ...
+
+
+@dataclass(frozen=True)
+class SplitSources:
+    """The simplest `Dataset`: a description and one source per split.
+
+    Attributes:
+      info: the description.
+      sources: source by split.
+    """
+
+    info: DatasetInfo
+    sources: Mapping[str, Source]
+
+    def source(self, split: str) -> Source:
+        """Returns the examples of a split.
+
+        Args:
+          split: a key of `info.splits`.
+
+        Returns:
+          The source.
+
+        Raises:
+          UserError: the data set has no such split.
+        """
+        if split not in self.sources:
+            raise unknown_split(self.info, split)
+        return self.sources[split]
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some examples of another source.
+
+    Attributes:
+      base: the other source.
+      indices: int64[n], which of its examples, in order.
+      labels: int64[n].
+      ids: int64[n].
+    """
+
+    base: Source
+    indices: np.ndarray
+    labels: np.ndarray
+    ids: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.base[int(self.indices[index])]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A data set as far as it could be read, and everything wrong with its files.
+
+    Attributes:
+      dataset: what could be read; None when nothing could.
+      problems: one line each; empty when the data set can be used.
+    """
+
+    dataset: Dataset | None
+    problems: tuple[str, ...] = ()
+
+    def usable(self) -> Dataset:
+        """Returns the data set.
+
+        Returns:
+          The data set.
+
+        Raises:
+          UserError: there is a problem; the message is the first one.
+        """
+        if self.problems or self.dataset is None:
+            more = len(self.problems) - 1
+            raise UserError(self.problems[0] + (f" (and {more} more problems)" if more else ""))
+        return self.dataset
+
+
+@dataclass
+class Report:
+    """What `check_dataset` found.
+
+    Attributes:
+      name: the data set.
+      data_dir: where it was looked for.
+      lines: rows of the table, (what, found).
+      problems: one line each; empty when all is well.
+    """
+
+    name: str
+    data_dir: str
+    lines: list[tuple[str, str]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    def add(self, what: str, found: object) -> None:
+        """Adds a row to the table.
+
+        Args:
+          what: what was looked at.
+          found: what was found.
+        """
+        self.lines.append((what, str(found)))
+
+    def render(self, *, limit: int = 20) -> str:
+        """Lays the report out as text.
+
+        Args:
+          limit: how many problems to list; the rest are counted.
+
+        Returns:
+          Several lines: the table, then the problems.
+        """
+        rows = [("data set", self.name), ("looked in", self.data_dir), *self.lines]
+        width = max(len(what) for what, _ in rows)
+        text = [f"{what:<{width}}  {found}" for what, found in rows]
+        text.append(f"{'problems':<{width}}  {len(self.problems) or 'none'}")
+        text += [f"  - {problem}" for problem in self.problems[:limit]]
+        if len(self.problems) > limit:
+            text.append(f"  ... and {len(self.problems) - limit} more")
+        return "\n".join(text)
+
+    def __str__(self) -> str:
+        return self.render()
+
+
+def unknown_split(info: DatasetInfo, split: str) -> UserError:
+    """Makes the error for a split that a data set does not have.
+
+    Args:
+      info: the data set's description.
+      split: what was asked for.
+
+    Returns:
+      The error, to be raised.
+    """
+    return UserError(f"{info.name} has no split {split!r}{nearest(split, info.splits)}")
+
+
+def labels_and_ids(source: Source) -> tuple[np.ndarray, np.ndarray]:
+    """Returns all labels and ids of a source, without reading images where it can.
+
+    Args:
+      source: its attributes `labels` and `ids` are used where it has them.
+
+    Returns:
+      Labels int64[n] and ids int64[n].
+    """
+    labels, ids = getattr(source, "labels", None), getattr(source, "ids", None)
+    if labels is None or ids is None:
+        pairs = [(ex["label"], ex["id"]) for ex in (source[i] for i in range(len(source)))]
+        labels, ids = zip(*pairs, strict=True) if pairs else ((), ())
+    return np.asarray(labels, np.int64), np.asarray(ids, np.int64)
+
+
+def fingerprint(
+    *, version: str, class_names: Sequence[str], labels: np.ndarray, ids: np.ndarray
+) -> str:
+    """Hashes what identifies a data set, so that a changed copy is noticed on resume.
+
+    Args:
+      version: version of the data and of its reader.
+      class_names: names by class index.
+      labels: int[n], of all splits one after another.
+      ids: int[n], likewise.
+
+    Returns:
+      16 hexadecimal digits of a SHA-256.
+    """
+    digest = hashlib.sha256("\0".join([version, *class_names]).encode())
+    for array in (labels, ids):
+        digest.update(np.ascontiguousarray(array, "<i8").tobytes())
+    return digest.hexdigest()[:16]

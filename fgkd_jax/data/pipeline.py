@@ -1,0 +1,301 @@
+"""Batches for training and evaluation, through Grain.
+
+Nothing about an iterator is saved but the step. Batch s of a training run is a function of (data
+set, options, batch size, seed, s): the same, bit for bit and in order, whatever the number of
+processes, threads and workers. Process p of P delivers rows [p b, (p + 1) b) of it, b = batch size
+/ P. An epoch's order depends on (seed, epoch), the draws for an example on (seed, position in the
+endless stream of examples) alone.
+
+With `num_workers` the work is done in other processes, which are *spawned*: a script that uses them
+needs `if __name__ == "__main__":`.
+"""
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from absl import flags, logging
+
+from fgkd_jax.data import transforms
+from fgkd_jax.data.base import CorruptImageError, Dataset, DatasetInfo, Example, Source
+from fgkd_jax.data.holdout import holdout
+from fgkd_jax.data.images import configure_opencv, decode
+from fgkd_jax.data.options import DataOptions, check_value, eval_transform, train_transform
+from fgkd_jax.errors import UserError, nearest
+
+Batch = dict[str, np.ndarray]
+
+# Keys that travel from a worker to the iterator and no further.
+_ERROR, _CORRUPT = "_error", "_corrupt"
+_RENAMED = {"mask": "object_mask"}
+
+
+class BatchIterator(Iterator[Batch]):
+    """Batches, and what went wrong on the way.
+
+    Attributes:
+      step: index of the batch that comes next.
+      corrupt: reason by file name, of the images left out of the batches delivered so far.
+    """
+
+    def __init__(self, batches: Any, *, step: int):
+        self._batches = batches
+        self.step = step
+        self.corrupt: dict[str, str] = {}
+
+    def __next__(self) -> Batch:
+        batch = next(self._batches)
+        if _ERROR in batch:
+            self.close()
+            raise batch[_ERROR]
+        for name, reason in batch.pop(_CORRUPT):
+            if name not in self.corrupt:
+                self.corrupt[name] = reason
+                logging.warning("left out image %s: %s", name, reason)
+        self.step += 1
+        return batch
+
+    def close(self) -> None:
+        """Ends the threads and processes behind it."""
+        self._batches.close()
+
+
+def with_validation(dataset: Dataset, options: DataOptions) -> Dataset:
+    """Gives a data set the validation split that the options ask for.
+
+    Args:
+      dataset: any.
+      options: `validation_fraction` and `validation_seed` count.
+
+    Returns:
+      The data set itself when it has a validation split or none is asked for, otherwise one whose
+      `train` is divided by `holdout`.
+    """
+    if "validation" in dataset.info.splits or not options.validation_fraction:
+        return dataset
+    return holdout(dataset, fraction=options.validation_fraction, seed=options.validation_seed)
+
+
+def train_iterator(
+    dataset: Dataset,
+    options: DataOptions,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> BatchIterator:
+    """Batches of the training split without end, shuffled anew in every epoch.
+
+    An epoch may end inside a batch: every batch is full and no image is left out. With
+    `on_corrupt="skip"` an image that cannot be read is replaced by the next one of the source that
+    can be.
+
+    Args:
+      dataset: has a `train` split.
+      options: geometry, validation split, threads.
+      batch_size: of the global batch.
+      seed: of order and draws, in [0, 2^32).
+      start_step: the first batch to deliver; starting later costs nothing.
+      process_index: which process this is.
+      process_count: how many there are; divides `batch_size`.
+
+    Returns:
+      An iterator over this process's rows of the batches, whose `mask` is True throughout.
+
+    Raises:
+      UserError: an argument is out of range, an image cannot be read or a label is out of range.
+    """
+    import grain
+
+    rows = _local_size(batch_size, process_index, process_count)
+    check_value("seed", seed, 0 <= seed < 2**32, "in [0, 2^32)")
+    check_value("start_step", start_step, start_step >= 0, "at least 0")
+    dataset = with_validation(dataset, options)
+    source = dataset.source("train")
+    if not len(source):
+        raise UserError(f"{dataset.info.name}: the split 'train' is empty")
+    load = _Loader(source, dataset.info, options, train_transform(options, dataset.info))
+    stream = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(None)
+    # Batches come before the slice, so that a process takes whole blocks of consecutive rows.
+    batches = stream.random_map(load.train).batch(rows, drop_remainder=True, batch_fn=_collate)
+    batches = batches[start_step * process_count + process_index :: process_count]
+    return BatchIterator(_prefetched(batches, options), step=start_step)
+
+
+def eval_iterator(
+    dataset: Dataset,
+    split: str,
+    options: DataOptions,
+    *,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> BatchIterator:
+    """Batches of a split, once, in order.
+
+    The last batch is filled up with rows whose `mask` is False; with `on_corrupt="skip"` so is the
+    row of an image that cannot be read. Such a row has image, label and all extra keys 0 and id -1.
+    Every process delivers the same number of batches.
+
+    Args:
+      dataset: has the split.
+      split: one of the data set's, or "validation" when the options hold one out.
+      options: geometry, validation split, threads.
+      batch_size: of the global batch.
+      process_index: which process this is.
+      process_count: how many there are; divides `batch_size`.
+
+    Returns:
+      An iterator over this process's rows of the batches.
+
+    Raises:
+      UserError: an argument is out of range, the data set has no such split, an image cannot be
+        read or a label is out of range.
+    """
+    import grain
+
+    rows = _local_size(batch_size, process_index, process_count)
+    source, info = _eval_source(dataset, split, options)
+    load = _Loader(source, info, options, eval_transform(options))
+    positions = -(-len(source) // batch_size) * batch_size
+    batches = grain.MapDataset.range(positions).map(load.evaluate).batch(rows, batch_fn=_collate)
+    batches = batches[process_index::process_count]
+    return BatchIterator(_prefetched(batches, options), step=0)
+
+
+@dataclass(frozen=True, eq=False)
+class _Loader:
+    """Turns a position into a row of a batch; errors are returned, so that they arrive whole."""
+
+    source: Source
+    info: DatasetInfo
+    options: DataOptions
+    transform: transforms.Transform
+
+    def train(self, index: int, rng: np.random.Generator) -> Example:
+        """The example at an index, or the next one that can be read."""
+        corrupt: list[tuple[str, str]] = []
+        try:
+            for step in range(len(self.source)):
+                try:
+                    row = self._load((index + step) % len(self.source), rng)
+                except CorruptImageError as error:
+                    self._note(error, corrupt)
+                else:
+                    return {**row, "mask": True, _CORRUPT: corrupt}
+            raise UserError(f"{self.info.name}: no image of the split 'train' can be read")
+        except UserError as error:
+            return {_ERROR: error}
+
+    def evaluate(self, position: int) -> Example:
+        """The example at a position, or an empty row."""
+        corrupt: list[tuple[str, str]] = []
+        try:
+            if position < len(self.source):
+                try:
+                    row = self._load(position, np.random.default_rng(0))
+                except CorruptImageError as error:
+                    self._note(error, corrupt)
+                else:
+                    return {**row, "mask": True, _CORRUPT: corrupt}
+            return {**self._empty, "mask": False, _CORRUPT: corrupt}
+        except UserError as error:
+            return {_ERROR: error}
+
+    def _note(self, error: CorruptImageError, corrupt: list[tuple[str, str]]) -> None:
+        """Remembers a corrupt image, or raises when that is what was asked for."""
+        if self.options.on_corrupt == "raise":
+            raise error
+        corrupt.append((error.name, error.reason))
+
+    def _load(self, index: int, rng: np.random.Generator) -> Example:
+        """Reads, checks, decodes and transforms one example, and keeps what a batch has."""
+        configure_opencv()
+        example = self.source[index]
+        name, label = example["name"], int(example["label"])
+        if not 0 <= label < self.info.num_classes:
+            raise UserError(
+                f"image {name}: label is {label}; expected 0 to {self.info.num_classes - 1}"
+            )
+        image = decode(example["image"], name)
+        if "mask" in example and example["mask"].shape != image.shape[:2]:
+            raise UserError(
+                f"image {name}: is {list(image.shape[:2])} and its mask "
+                f"{list(example['mask'].shape)}; expected the same height and width"
+            )
+        example = self.transform({**example, "image": image}, rng)
+        row = {"image": example["image"], "label": label, "id": int(example["id"])}
+        for key in self.options.extra_keys:
+            if key not in example:
+                raise UserError(f"image {name}: has no {key!r}{nearest(key, example)}")
+            row[_RENAMED.get(key, key)] = example[key]
+        return row
+
+    @functools.cached_property
+    def _empty(self) -> Example:
+        """A row that is masked out; extra keys take their shapes from the first good example."""
+        empty = {"image": np.zeros((*self.options.size, 3), np.uint8), "label": 0, "id": -1}
+        if not self.options.extra_keys:
+            return empty
+        for index in range(len(self.source)):
+            try:
+                row = self._load(index, np.random.default_rng(0))
+            except CorruptImageError as error:
+                self._note(error, [])
+            else:
+                return {key: np.zeros_like(value) for key, value in row.items()} | empty
+        raise UserError(f"{self.info.name}: no image can be read")
+
+
+def _eval_source(dataset: Dataset, split: str, options: DataOptions) -> tuple[Source, DatasetInfo]:
+    """The examples of a split; `train` and `validation` are what the options make of them."""
+    if split in ("train", "validation"):
+        dataset = with_validation(dataset, options)
+    if split == "validation" and split not in dataset.info.splits:
+        raise UserError(
+            f"{dataset.info.name} has no split 'validation' and validation_fraction is 0; "
+            "expected a fraction of 'train' to hold out"
+        )
+    return dataset.source(split), dataset.info
+
+
+def _collate(rows: list[Example]) -> dict[str, Any]:
+    """Stacks rows to arrays; an error in one of them takes the place of the batch."""
+    errors = [row[_ERROR] for row in rows if _ERROR in row]
+    if errors:
+        return {_ERROR: errors[0]}
+    batch = {key: np.stack([row[key] for row in rows]) for key in rows[0] if key != _CORRUPT}
+    batch["label"], batch["id"] = batch["label"].astype(np.int32), batch["id"].astype(np.int32)
+    return {**batch, _CORRUPT: tuple(pair for row in rows for pair in row[_CORRUPT])}
+
+
+def _prefetched(batches: Any, options: DataOptions) -> Any:
+    """Iterates over a Grain data set of batches with threads and, on demand, processes."""
+    import grain
+
+    buffer = max(options.prefetch_batches, options.read_threads)
+    read = grain.ReadOptions(num_threads=options.read_threads, prefetch_buffer_size=buffer)
+    stream = batches.to_iter_dataset(read)
+    if options.num_workers:
+        # Grain asks absl for its flags even where nothing has parsed any, in a notebook say.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
+        workers = grain.MultiprocessingOptions(num_workers=options.num_workers)
+        stream = stream.mp_prefetch(workers)
+    return iter(stream)
+
+
+def _local_size(batch_size: int, process_index: int, process_count: int) -> int:
+    """Rows of a batch that each process delivers."""
+    check_value("batch_size", batch_size, batch_size > 0, "at least 1")
+    check_value("process_count", process_count, process_count > 0, "at least 1")
+    check_value("process_index", process_index, 0 <= process_index < process_count, "in [0, count)")
+    if batch_size % process_count:
+        raise UserError(
+            f"batch_size is {batch_size}; expected a multiple of {process_count} processes"
+        )
+    return batch_size // process_count

@@ -1,0 +1,44 @@
+"""`procedural_birds`: a fine-grained world that draws itself.
+
+24 species in 8 genera, each a vector of traits (`world`). A genus is plain to see: body colour,
+bill, tail and crest are its own. Its three species differ in one or two small marks, an eye ring or
+the colour of the legs, a few pixels in a picture of 256x256 that a plain resize to 64x64 blurs
+away. `benchmarks/birds_acceptance.py` measures that.
+
+A picture is a scene with clutter, light, pose and partial occlusion. It is decided by (seed, split,
+index) alone, through streams that are kept apart: the scene and the pose know nothing of the
+species, so nothing but the bird tells it. The same example drawn with another label has the same
+pixels wherever neither bird is.
+
+**What is stable.** The drawn pixels, labels, attributes and points: draws are made from raw Philox
+words, shapes are polygons with whole coordinates on a grid three times as fine, light and
+shading are whole-number arithmetic; a test hashes them. The stored JPEG (quality 92, colour not
+subsampled) is made from them by the libjpeg inside Pillow: its bytes are the same for the same
+libjpeg-turbo, and what they decode to differs from the drawn pixels by the compression. Any change
+to what is drawn bumps `VERSION`, and every figure made with the data set is measured again.
+"""
+
+from fgkd_jax.data.procedural_birds.bird import PARTS, Pose, draw_bird, sample_pose
+from fgkd_jax.data.procedural_birds.builder import CONFIGS, VERSION, ProceduralBirds
+from fgkd_jax.data.procedural_birds.dataset import (
+    BirdSource,
+    birds_folder,
+    build_birds,
+    open_birds,
+)
+from fgkd_jax.data.procedural_birds.examples import (
+    PER_SPECIES,
+    SEED,
+    SIZE,
+    DrawnExample,
+    draw_example,
+    birds_world,
+)
+from fgkd_jax.data.procedural_birds.world import (
+    ATTRIBUTES,
+    GROUPS,
+    SMALL_GROUPS,
+    Species,
+    World,
+    make_world,
+)

@@ -1,0 +1,134 @@
+"""The TFDS builder: draws the data set once and keeps it as array_record files."""
+
+import dataclasses
+import io
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+import tqdm
+from etils import epath
+
+from fgkd_jax.data.procedural_birds import examples
+from fgkd_jax.data.procedural_birds.bird import PARTS
+from fgkd_jax.data.procedural_birds.records import Record, draw_records
+from fgkd_jax.data.procedural_birds.world import ATTRIBUTES
+
+VERSION = "1.0.0"
+SPLITS = tuple(examples.PER_SPECIES)
+
+
+@dataclasses.dataclass(kw_only=True)
+class BirdsConfig(tfds.core.BuilderConfig):
+    """A configuration.
+
+    Attributes:
+      per_species: examples of each species, by split; at most those of `classification`.
+    """
+
+    per_species: dict[str, int]
+
+    def tasks(self, split: str) -> list[tuple[str, int]]:
+        """Returns (split, index) of a split's examples, in order."""
+        return [(split, index) for index in range(self.per_species[split] * examples.NUM_SPECIES)]
+
+
+CONFIGS = {
+    "classification": BirdsConfig(
+        name="classification",
+        description="24 species of 8 genera, one bird in each picture",
+        per_species=dict(examples.PER_SPECIES),
+    ),
+    "tiny": BirdsConfig(
+        name="tiny",
+        description="the first few examples of `classification`, for tests and smoke runs",
+        per_species={"train": 2, "validation": 1, "test": 1},
+    ),
+}
+
+
+class ProceduralBirds(tfds.core.GeneratorBasedBuilder):
+    """A fine-grained world that draws itself.
+
+    Captions will be one more feature, a `Sequence` of texts, drawn from a stream of their own, in
+    a configuration of their own; nothing of what is here depends on them.
+    """
+
+    VERSION = tfds.core.Version(VERSION)
+    RELEASE_NOTES = {str(VERSION): "24 species of 8 genera"}  # noqa: RUF012 (TFDS declares it so)
+    BUILDER_CONFIGS = list(CONFIGS.values())  # noqa: RUF012
+    # TFDS would look it up through `importlib_resources`, which it does not depend on.
+    code_path = epath.Path(__file__)
+
+    def __init__(self, *, workers: int = 0, progress: bool = False, **options: Any) -> None:
+        """Makes the builder.
+
+        Args:
+          workers: processes that draw; with 0, this one does.
+          progress: show a progress bar.
+          **options: those of every TFDS builder.
+        """
+        self._workers, self._progress = workers, progress
+        super().__init__(file_format="array_record", **options)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        world = examples.birds_world()
+        features = tfds.features
+        square = (examples.SIZE, examples.SIZE)
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Drawn scenes of one bird each, with parts, attributes, box and mask.",
+            features=features.FeaturesDict(
+                {
+                    "image": features.Image(shape=(*square, 3), encoding_format="jpeg"),
+                    "mask": features.Image(shape=(*square, 1), encoding_format="png"),
+                    "label": features.ClassLabel(names=[one.name for one in world.species]),
+                    "genus": features.ClassLabel(names=list(world.genus_names)),
+                    "id": np.int32,
+                    "name": features.Text(),
+                    "attributes": features.Tensor(shape=(len(ATTRIBUTES),), dtype=np.float32),
+                    "visible_attributes": features.Tensor(
+                        shape=(len(ATTRIBUTES),), dtype=np.uint8
+                    ),
+                    "parts": features.Tensor(shape=(len(PARTS), 3), dtype=np.float32),
+                    "bbox": features.Tensor(shape=(4,), dtype=np.float32),
+                }
+            ),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
+        del dl_manager
+        tasks = [task for split in SPLITS for task in self.builder_config.tasks(split)]
+        records = self._all_records(tasks)
+        # One row of records feeds the splits one after another, so that the drawing processes
+        # start once; TFDS asks for the splits in the order of this dict.
+        return {split: self._generate_examples(split, records) for split in SPLITS}
+
+    def _all_records(self, tasks: list[tuple[str, int]]) -> Iterator[Record]:
+        bar = tqdm.tqdm(
+            draw_records(tasks, workers=self._workers),
+            desc=f"drawing {len(tasks):,} birds",
+            total=len(tasks),
+            unit=" birds",
+            disable=not self._progress,
+        )
+        with bar:
+            yield from bar
+
+    def _generate_examples(
+        self, split: str, records: Iterator[Record]
+    ) -> Iterator[tuple[int, Record]]:
+        for _, index in self.builder_config.tasks(split):
+            record = next(records)
+            if record["id"] != examples.id_of(split, index):
+                raise RuntimeError(f"drew example {record['id']} where {split}/{index} was due")
+            # Encoded bytes, since TFDS needs TensorFlow to encode an array.
+            yield index, record | {key: io.BytesIO(record[key]) for key in ("image", "mask")}
+
+
+def default_workers() -> int:
+    """Returns how many processes to draw with: one per core this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

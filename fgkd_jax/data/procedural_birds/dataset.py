@@ -1,0 +1,210 @@
+"""The data set as the rest of the library sees it: built where it is missing, read at random."""
+
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import io
+import operator
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from fgkd_jax.data.base import DatasetInfo, Example, SplitSources, fingerprint
+from fgkd_jax.data.procedural_birds import examples
+from fgkd_jax.data.procedural_birds.bird import PARTS
+from fgkd_jax.data.procedural_birds.builder import (
+    CONFIGS,
+    SPLITS,
+    VERSION,
+    BirdsConfig,
+    ProceduralBirds,
+    default_workers,
+)
+from fgkd_jax.data.procedural_birds.records import decode_mask
+from fgkd_jax.data.procedural_birds.world import ATTRIBUTES
+from fgkd_jax.errors import UserError, nearest
+
+_NAME = "procedural_birds"
+
+
+def open_birds(
+    data_dir: str | os.PathLike[str],
+    *,
+    config: str = "classification",
+    workers: int | None = None,
+    progress: bool = True,
+) -> SplitSources:
+    """Opens the data set; draws it first where it is missing.
+
+    Args:
+      data_dir: the folder that holds the data sets.
+      config: `classification`, or `tiny` (96 of its examples).
+      workers: processes that draw; None is one per core, 0 draws in this process.
+      progress: show a progress bar while drawing.
+
+    Returns:
+      Splits `train`, `validation` and `test` of `BirdSource`, and their description.
+
+    Raises:
+      UserError: there is no such configuration, or the folder cannot be written to.
+    """
+    build_birds(data_dir, config=config, workers=workers, progress=progress)
+    folder = str(birds_folder(data_dir, config=config))
+    sources = {}
+    for split in SPLITS:
+        tasks = CONFIGS[config].tasks(split)
+        sources[split] = BirdSource(folder, split, len(tasks))
+    return SplitSources(info=_describe(config, sources), sources=sources)
+
+
+def build_birds(
+    data_dir: str | os.PathLike[str],
+    *,
+    config: str = "classification",
+    workers: int | None = None,
+    progress: bool = True,
+) -> None:
+    """Draws the data set unless it is there already.
+
+    It is drawn into a folder beside its own, which is renamed when all is written: an interrupted
+    build leaves nothing that would be read. Of several processes that want it at once, one draws
+    and the others wait.
+
+    Args:
+      data_dir: the folder that holds the data sets; made if missing.
+      config: `classification` or `tiny`.
+      workers: processes that draw; None is one per core, 0 draws in this process.
+      progress: show a progress bar.
+
+    Raises:
+      UserError: there is no such configuration, or the folder cannot be written to.
+    """
+    folder = birds_folder(data_dir, config=config)
+    if folder.is_dir():
+        return
+    with _alone(folder.parent):
+        if folder.is_dir():
+            return
+        # Whoever left these was killed while it held the lock that is ours now.
+        for left in folder.parent.glob("*incomplete*"):
+            shutil.rmtree(left, ignore_errors=True)
+        builder = ProceduralBirds(
+            data_dir=os.fspath(data_dir),
+            config=CONFIGS[config],
+            workers=default_workers() if workers is None else workers,
+            progress=progress,
+        )
+        with _quiet():
+            builder.download_and_prepare()
+
+
+def birds_folder(data_dir: str | os.PathLike[str], *, config: str = "classification") -> Path:
+    """Returns where a configuration is, or would be, kept.
+
+    Args:
+      data_dir: the folder that holds the data sets.
+      config: `classification` or `tiny`.
+
+    Returns:
+      `<data_dir>/procedural_birds/<config>/<version>`.
+
+    Raises:
+      UserError: there is no such configuration.
+    """
+    if config not in CONFIGS:
+        raise UserError(f"{_NAME} has no configuration {config!r}{nearest(config, CONFIGS)}")
+    return Path(data_dir) / _NAME / config / VERSION
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Lets one process at a time in; the lock goes with the process, however it ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from None
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps TFDS from telling of a download that does not happen, and from bars of its own."""
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        tfds.enable_progress_bar()
+
+
+def _describe(config: str, sources: dict[str, "BirdSource"]) -> DatasetInfo:
+    world = examples.birds_world()
+    names = tuple(one.name for one in world.species)
+    return DatasetInfo(
+        name=f"{_NAME}/{config}",
+        class_names=names,
+        splits={split: len(source) for split, source in sources.items()},
+        groupings={"genus": world.genus_of},
+        fingerprint=fingerprint(
+            version=VERSION,
+            class_names=names,
+            labels=np.concatenate([source.labels for source in sources.values()]),
+            ids=np.concatenate([source.ids for source in sources.values()]),
+        ),
+        part_names=PARTS,
+        attribute_names=ATTRIBUTES,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class BirdSource:
+    """One split, by index; example i is the one that `draw_example(split, i)` draws.
+
+    Attributes:
+      folder: where the configuration is kept.
+      split: the split.
+      size: its number of examples.
+    """
+
+    folder: str
+    split: str
+    size: int
+
+    def __len__(self) -> int:
+        return self.size
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The species of all examples: int64[n]."""
+        return np.array([examples.label_of(index) for index in range(self.size)], np.int64)
+
+    @property
+    def ids(self) -> np.ndarray:
+        """The ids of all examples: int64[n]."""
+        return np.array([examples.id_of(self.split, index) for index in range(self.size)], np.int64)
+
+    def __getitem__(self, index: int) -> Example:
+        index = operator.index(index)
+        if not 0 <= index < self.size:
+            raise IndexError(f"{self.split} has no example {index}; expected 0 to {self.size - 1}")
+        record = dict(_records(self.folder, self.split)[index])
+        record["name"] = record["name"].decode()
+        record["mask"] = decode_mask(record["mask"])
+        return record
+
+
+@functools.lru_cache(maxsize=16)
+def _records(folder: str, split: str) -> Any:
+    """Opens a split's files, once per process: that keeps a `BirdSource` cheap to pickle."""
+    skip = tfds.decode.SkipDecoding()
+    builder = tfds.builder_from_directory(folder)
+    return builder.as_data_source(split, decoders={"image": skip, "mask": skip})

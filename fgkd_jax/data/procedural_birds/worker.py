@@ -1,0 +1,25 @@
+"""The drawing process: reads its tasks from standard input, writes records to standard output."""
+
+import os
+import sys
+
+from fgkd_jax.data.procedural_birds.examples import draw_example
+from fgkd_jax.data.procedural_birds.records import encode, receive, send
+
+
+def main() -> None:
+    """Draws until the tasks are done or nobody listens any more."""
+    tasks = receive(sys.stdin.buffer)
+    # Whatever a library prints must not get between the records.
+    with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as out:
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        try:
+            for split, index in tasks:
+                send(out, encode(draw_example(split, index)))
+        except (BrokenPipeError, KeyboardInterrupt):
+            # The builder has stopped; it tells the user why, and closing must not fail again.
+            os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""The data sets by name."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fgkd_jax.data import cifar, cub, image_folder, tfds_names
+from fgkd_jax.data.base import Dataset, Inspection, Report
+from fgkd_jax.data.check import check_inspection
+from fgkd_jax.errors import UserError, nearest
+
+_ENVIRONMENT = "FGKD_DATA_DIR"
+_DEFAULT = "~/.cache/fgkd_jax"
+
+
+@dataclass(frozen=True)
+class Opener:
+    """What can be done with a data set; each takes its name and folder (None: not given).
+
+    Attributes:
+      open: reads it.
+      check: looks for everything that is wrong with it.
+      build: makes it, or says where to get it.
+    """
+
+    open: Callable[[str, str | None], Dataset]
+    check: Callable[[str, str | None], Report]
+    build: Callable[[str, str | None], None]
+
+
+def open_dataset(name: str, *, data_dir: str | None = None) -> Dataset:
+    """Opens a data set.
+
+    Args:
+      name: "procedural_birds/classification", "cub200_2011", "cifar10", "cifar100",
+        "image_folder", or "tfds/" and the name of a data set that TensorFlow Datasets prepared.
+      data_dir: its folder, or the one it lies in; None is `$FGKD_DATA_DIR`, else
+        `~/.cache/fgkd_jax` (for TFDS, TFDS's own default).
+
+    Returns:
+      The data set.
+
+    Raises:
+      UserError: there is no such data set, or its files are missing or wrong.
+    """
+    return _opener(name).open(name, data_dir)
+
+
+def check_dataset(name: str, *, data_dir: str | None = None) -> Report:
+    """Looks for everything that is wrong with a data set, decoding every image.
+
+    Args:
+      name: as `open_dataset` takes it.
+      data_dir: likewise.
+
+    Returns:
+      The report, which prints as a table.
+
+    Raises:
+      UserError: there is no such data set.
+    """
+    return _opener(name).check(name, data_dir)
+
+
+def build_dataset(name: str, *, data_dir: str | None = None) -> None:
+    """Makes a data set that the library draws itself.
+
+    Args:
+      name: as `open_dataset` takes it.
+      data_dir: where to put it.
+
+    Raises:
+      UserError: there is no such data set, or it has to be downloaded; the message says where.
+    """
+    _opener(name).build(name, data_dir)
+
+
+def default_data_dir() -> str:
+    """Returns the folder of data sets whose place is not given."""
+    return os.environ.get(_ENVIRONMENT) or str(Path(_DEFAULT).expanduser())
+
+
+def _opener(name: str) -> Opener:
+    """Finds a data set by its name, or by what comes before the slash."""
+    family = name.partition("/")[0] + "/*"
+    if name in DATASETS:
+        return DATASETS[name]
+    if family in DATASETS and len(name) > len(family) - 1:
+        return DATASETS[family]
+    raise UserError(f"there is no data set {name!r}{nearest(name, DATASETS)}")
+
+
+def _from_files(inspect: Callable[[str, str], Inspection], where: str) -> Opener:
+    """A data set in the layout its authors publish."""
+
+    def build(name: str, data_dir: str | None) -> None:
+        raise UserError(f"{name} cannot be drawn here; {where}")
+
+    return Opener(
+        open=lambda name, data_dir: inspect(name, data_dir or default_data_dir()).usable(),
+        check=lambda name, data_dir: check_inspection(
+            name,
+            data_dir or default_data_dir(),
+            inspect(name, data_dir or default_data_dir()),
+        ),
+        build=build,
+    )
+
+
+def _inspect_tfds(name: str, data_dir: str | None) -> Inspection:
+    """Opens "tfds/<name>"; without a folder TFDS looks where it usually does."""
+    return tfds_names.inspect(
+        name.removeprefix("tfds/"), data_dir or os.environ.get(_ENVIRONMENT) or None
+    )
+
+
+def _build_tfds(name: str, data_dir: str | None) -> None:
+    """Says how TFDS prepares a data set."""
+    how = tfds_names.how_to_prepare(name.removeprefix("tfds/"), data_dir)
+    raise UserError(f"{name} cannot be drawn here; {how}")
+
+
+def _birds_config(name: str) -> str:
+    """The configuration after the slash."""
+    return name.partition("/")[2]
+
+
+def _open_birds(name: str, data_dir: str | None) -> Dataset:
+    """Opens the drawn birds, drawing them first where they are missing."""
+    from fgkd_jax.data import procedural_birds
+
+    return procedural_birds.open_dataset(data_dir or default_data_dir(), _birds_config(name))
+
+
+def _check_birds(name: str, data_dir: str | None) -> Report:
+    """Checks the drawn birds."""
+    from fgkd_jax.data import procedural_birds
+
+    return procedural_birds.check(data_dir or default_data_dir(), _birds_config(name))
+
+
+def _build_birds(name: str, data_dir: str | None) -> None:
+    """Draws the birds."""
+    from fgkd_jax.data import procedural_birds
+
+    procedural_birds.build(data_dir or default_data_dir(), _birds_config(name))
+
+
+_BIRDS = Opener(_open_birds, _check_birds, _build_birds)
+
+DATASETS: Mapping[str, Opener] = {
+    "procedural_birds/classification": _BIRDS,
+    "cub200_2011": _from_files(lambda _, data_dir: cub.inspect(data_dir), cub.WHERE),
+    "cifar10": _from_files(cifar.inspect, cifar.WHERE),
+    "cifar100": _from_files(cifar.inspect, cifar.WHERE),
+    "image_folder": _from_files(
+        lambda _, data_dir: image_folder.inspect(data_dir), image_folder.LAYOUT
+    ),
+    "tfds/*": Opener(
+        open=lambda name, data_dir: _inspect_tfds(name, data_dir).usable(),
+        check=lambda name, data_dir: check_inspection(
+            name, data_dir or "TFDS's default folder", _inspect_tfds(name, data_dir)
+        ),
+        build=_build_tfds,
+    ),
+}
+"""Every data set; a name that ends in `/*` stands for all that begin like it."""

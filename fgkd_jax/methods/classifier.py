@@ -1,0 +1,232 @@
+"""The plain classifier: a backbone, global average pooling and one linear layer.
+
+It is the baseline of the other methods, and the shortest example of what a method is.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import traverse_util
+
+from fgkd_jax.errors import UserError
+from fgkd_jax.losses.classification import cross_entropy
+from fgkd_jax.models.backbones import make_backbone
+from fgkd_jax.models.heads import LinearHead
+from fgkd_jax.ops.preprocess import color_jitter, normalize_image
+from fgkd_jax.protocols import LossOutput, LossTerm, split_variables
+from fgkd_jax.typing import Array, Batch, Float, Key, Variables
+
+
+class ClassifierNetwork(nn.Module):
+    """Backbone and head.
+
+    Attributes:
+      backbone: maps images to a tuple of feature maps, one per stage.
+      num_classes: number of logits.
+      frozen_stages: leading stages that run in evaluation mode and get no gradient.
+      dropout: rate on the pooled features.
+    """
+
+    backbone: nn.Module
+    num_classes: int
+    frozen_stages: int = 0
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], *, train: bool, from_features: bool = False
+    ) -> Float[Array, "b k"]:
+        """Computes the logits.
+
+        Args:
+          x: normalised images [b, h, w, 3], or the output of `features`.
+          train: whether dropout and batch statistics are in training mode.
+          from_features: whether `x` is the output of `features`.
+
+        Returns:
+          float32 logits of shape [b, num_classes].
+        """
+        if not from_features:
+            x = self.features(x)
+        x = self.backbone(x, train=train, start=self.frozen_stages)[-1]
+        return LinearHead(self.num_classes, dropout=self.dropout, name="head")(x, train=train)
+
+    def features(self, x: Float[Array, "b h w c"]) -> Float[Array, "b oh ow co"]:
+        """Runs the frozen stages; without any, returns its input.
+
+        Args:
+          x: normalised images [b, h, w, 3].
+
+        Returns:
+          The output of the last frozen stage, cut from the gradient.
+        """
+        if self.frozen_stages == 0:
+            return x
+        frozen = self.backbone(x, train=False, stop=self.frozen_stages)[-1]
+        return jax.lax.stop_gradient(frozen)
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """Plain classification by cross-entropy.
+
+    Attributes:
+      num_classes: number of classes; taken from the data set where None.
+      backbone: `name` of a backbone and its options, see `fgkd_jax.models.backbones`.
+      frozen_stages: leading backbone stages that are not trained and keep their statistics. Their
+        output may be given as `features` in place of `image`, computed once for a whole run.
+      dropout: rate on the pooled features, in [0, 1).
+      label_smoothing: share of the target spread evenly over all classes, in [0, 1).
+      image_mean: per channel, subtracted from images in 0..1.
+      image_std: per channel, divides after the mean is subtracted.
+      brightness: strength of the colour jitter on the device, 0 for none.
+      contrast: likewise.
+      saturation: likewise.
+    """
+
+    task: ClassVar[str] = "classification"
+
+    num_classes: int | None = None
+    backbone: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "resnet50"})
+    frozen_stages: int = 0
+    dropout: float = 0.0
+    label_smoothing: float = 0.0
+    image_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    image_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("dropout", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"method.{name} is {getattr(self, name)}; expected it in [0, 1)")
+        if self.frozen_stages < 0:
+            raise UserError(f"method.frozen_stages is {self.frozen_stages}; expected at least 0")
+        self.network  # noqa: B018  (a wrong backbone name or option is told at once)
+
+    @property
+    def network(self) -> ClassifierNetwork:
+        """The Linen module behind the method."""
+        options = dict(self.backbone)
+        name = options.pop("name", None)
+        if name is None:
+            raise UserError(f"method.backbone is {options}; expected a key 'name'")
+        return ClassifierNetwork(
+            backbone=make_backbone(name, **options),
+            num_classes=self.num_classes or 1,
+            frozen_stages=self.frozen_stages,
+            dropout=self.dropout,
+        )
+
+    def frozen_parameters(self) -> tuple[str, ...]:
+        """Names the parameters of the frozen stages.
+
+        Returns:
+          One regular expression per parameter.
+        """
+        if not self.frozen_stages:
+            return ()
+        shapes = jax.eval_shape(
+            lambda key, x: self.network.init(key, x, method="features"),
+            jax.random.key(0),
+            jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32),
+        )
+        paths = traverse_util.flatten_dict(shapes["params"], sep="/")
+        return tuple(f"^{re.escape(path)}$" for path in paths)
+
+    def init(self, key: Key[Array, ""], batch: Batch) -> Variables:
+        """Initialises the network.
+
+        Args:
+          key: a typed PRNG key.
+          batch: with `image` [b, h, w, 3].
+
+        Returns:
+          `params` and, where the backbone normalises by batch statistics, `batch_stats`.
+        """
+        images = self._normalize(batch["image"])
+        return self.network.init(key, images, train=False)
+
+    def features(self, variables: Variables, batch: Batch) -> Float[Array, "b h w c"]:
+        """Computes what the frozen stages make of the images.
+
+        Args:
+          variables: as `init` returns them.
+          batch: with `image` [b, h, w, 3].
+
+        Returns:
+          Feature maps; as `features` of a batch they replace `image` in `loss` and `predict`.
+        """
+        return self.network.apply(variables, self._normalize(batch["image"]), method="features")
+
+    def loss(
+        self, variables: Variables, batch: Batch, key: Key[Array, ""], *, train: bool
+    ) -> LossOutput:
+        """Computes the cross-entropy of each example.
+
+        Args:
+          variables: as `init` returns them.
+          batch: `image` uint8 [b, h, w, 3] or `features`, `label` int [b], `id` int [b] and
+            `mask` bool [b].
+          key: a typed PRNG key for this step.
+          train: whether colour jitter, dropout and batch statistics are in training mode.
+
+        Returns:
+          The term `cross_entropy`, the new batch statistics, and the figure `accuracy`.
+        """
+        jitter_key, dropout_key = jax.random.split(key)
+        if "features" in batch:
+            inputs = self._features(batch)
+        else:
+            inputs = batch["image"]
+            if train:
+                inputs = color_jitter(
+                    jitter_key,
+                    inputs,
+                    batch["id"],
+                    brightness=self.brightness,
+                    contrast=self.contrast,
+                    saturation=self.saturation,
+                )
+            inputs = self._normalize(inputs)
+        _, model_state, _ = split_variables(variables)
+        logits, new_state = self.network.apply(
+            variables,
+            inputs,
+            train=train,
+            from_features="features" in batch,
+            mutable=list(model_state) if train else [],
+            rngs={"dropout": dropout_key},
+        )
+        mask = batch["mask"].astype(jnp.float32)
+        losses = cross_entropy(logits, batch["label"], label_smoothing=self.label_smoothing)
+        correct = (jnp.argmax(logits, axis=-1) == batch["label"]) * mask
+        terms = {"cross_entropy": LossTerm(sum=jnp.where(batch["mask"], losses, 0.0), count=mask)}
+        return terms, {**model_state, **new_state}, {"accuracy": (correct, mask)}
+
+    def predict(self, variables: Variables, batch: Batch) -> dict[str, Array]:
+        """Predicts the class of each image.
+
+        Args:
+          variables: as `init` returns them.
+          batch: `image` uint8 [b, h, w, 3] or `features`.
+
+        Returns:
+          `logits` and `probabilities`, float32 of shape [b, k].
+        """
+        cached = "features" in batch
+        inputs = self._features(batch) if cached else self._normalize(batch["image"])
+        logits = self.network.apply(variables, inputs, train=False, from_features=cached)
+        return {"logits": logits, "probabilities": jax.nn.softmax(logits)}
+
+    def _features(self, batch: Batch) -> Float[Array, "b h w c"]:
+        return batch["features"].astype(jnp.float32)
+
+    def _normalize(self, image: Array) -> Float[Array, "b h w c"]:
+        return normalize_image(image, mean=self.image_mean, std=self.image_std)

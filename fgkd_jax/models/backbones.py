@@ -1,0 +1,82 @@
+"""Backbones by name: the one list of them."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fgkd_jax.errors import UserError, nearest
+from fgkd_jax.models.mobilenet_v2 import MobileNetV2
+from fgkd_jax.models.resnet import ResNet
+from fgkd_jax.models.stages import Backbone
+
+BACKBONES: dict[str, Callable[..., Backbone]] = {
+    "resnet18": partial(ResNet, stage_sizes=(2, 2, 2, 2)),
+    "resnet34": partial(ResNet, stage_sizes=(3, 4, 6, 3)),
+    "resnet50": partial(ResNet, stage_sizes=(3, 4, 6, 3), bottleneck=True),
+    "resnet101": partial(ResNet, stage_sizes=(3, 4, 23, 3), bottleneck=True),
+    "resnet152": partial(ResNet, stage_sizes=(3, 8, 36, 3), bottleneck=True),
+    "resnet_narrow": partial(
+        ResNet, stage_sizes=(1, 1, 1, 1), width=16, stem="small", zero_init_residual=True
+    ),
+    "mobilenet_v2": MobileNetV2,
+}
+
+
+def make_backbone(name: str, **options: Any) -> Backbone:
+    """A backbone by name.
+
+    Args:
+      name: a key of `BACKBONES`.
+      **options: fields of its class (`ResNet`, `MobileNetV2`) that shall differ from the named
+        network; lists become tuples, dtypes may be given by name.
+
+    Returns:
+      The module, without variables.
+
+    Raises:
+      UserError: no such backbone, no such option, or a value out of range.
+
+    Example:
+      >>> make_backbone("resnet18", strides=(1, 1, 2, 1)).num_stages
+      5
+    """
+    if name not in BACKBONES:
+        raise UserError(f"backbone {name!r}{nearest(name, BACKBONES)}")
+    make = BACKBONES[name]
+    module: Any = make.func if isinstance(make, partial) else make
+    valid = {field.name for field in dataclasses.fields(module)} - {"parent", "name"}
+    for option in options:
+        if option not in valid:
+            raise UserError(f"backbone {name}: option {option!r}{nearest(option, valid)}")
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    return make(**values)
+
+
+def feature_shapes(
+    backbone: Backbone, image_size: tuple[int, int], *, channels: int = 3
+) -> tuple[tuple[int, int, int], ...]:
+    """The shapes of all stages, without computing anything.
+
+    Args:
+      backbone: a backbone.
+      image_size: rows and columns of the image.
+      channels: of the image.
+
+    Returns:
+      (rows, columns, channels) of the output of each stage.
+
+    Example:
+      >>> feature_shapes(make_backbone("resnet_narrow"), (64, 64))
+      ((64, 64, 16), (64, 64, 16), (32, 32, 32), (16, 16, 64), (8, 8, 128))
+    """
+
+    def outputs() -> tuple[jax.Array, ...]:
+        image = jnp.zeros((1, *image_size, channels))
+        stages, _ = backbone.init_with_output(jax.random.key(0), image, train=False)
+        return stages
+
+    return tuple(stage.shape[1:] for stage in jax.eval_shape(outputs))

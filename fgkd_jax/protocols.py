@@ -1,0 +1,148 @@
+"""What training asks of a method and of an evaluator: pure functions of arrays, and no names."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from flax import struct
+
+from fgkd_jax.typing import Array, Batch, Key, Leaf, PyTree, Shaped, Variables
+
+
+@struct.dataclass
+class LossTerm:
+    """One named part of a loss, not yet reduced.
+
+    The training step adds `weight * sum(term.sum) / max(1, sum(term.count))` to the loss.
+
+    Attributes:
+      sum: the term in nats, per example (any shape), zero where `count` is zero.
+      count: how much each entry counts, of the same shape as `sum` (0 or 1 per example, or the
+        number of cells, boxes or pairs behind an entry).
+      weight: what the term is multiplied with.
+      accumulable: False where the term couples the examples of a batch (contrast over the batch,
+        the log of a batch mean), so that it cannot be summed over micro-batches.
+    """
+
+    sum: Leaf
+    count: Leaf
+    weight: Leaf = 1.0
+    accumulable: bool = struct.field(pytree_node=False, default=True)
+
+
+Metric = tuple[Shaped[Array, "..."], Shaped[Array, "..."]]
+"""A figure to be logged: (sum, count), reduced like a loss term."""
+
+LossOutput = tuple[Mapping[str, LossTerm], Variables, Mapping[str, Metric]]
+"""Loss terms by name, the new model state, and figures to log by name."""
+
+
+@runtime_checkable
+class Method(Protocol):
+    """A frozen dataclass of options with these pure functions; it reads no files.
+
+    Attributes:
+      task: selects the batch keys and the evaluator, for example `"classification"`.
+    """
+
+    task: ClassVar[str]
+
+    def frozen_parameters(self) -> tuple[str, ...]:
+        """Says which parameters the optimiser leaves alone.
+
+        Returns:
+          Regular expressions over parameter paths.
+        """
+        ...
+
+    def init(self, key: Key[Array, ""], batch: Batch) -> Variables:
+        """Initialises every variable collection.
+
+        Args:
+          key: a typed PRNG key.
+          batch: a batch of the task; only shapes and dtypes matter.
+
+        Returns:
+          Variables by collection: `params`, and where the method has them `batch_stats`
+          (model state) and `constants`.
+        """
+        ...
+
+    def loss(
+        self, variables: Variables, batch: Batch, key: Key[Array, ""], *, train: bool
+    ) -> LossOutput:
+        """Computes the unreduced loss terms.
+
+        Args:
+          variables: as `init` returns them.
+          batch: a batch of the task.
+          key: a typed PRNG key for this step.
+          train: whether augmentation, dropout and batch statistics are in training mode.
+
+        Returns:
+          Loss terms, the new model state (the collections other than `params` and `constants`)
+          and figures to log.
+        """
+        ...
+
+    def predict(self, variables: Variables, batch: Batch) -> dict[str, Any]:
+        """Predicts on a batch in evaluation mode.
+
+        Args:
+          variables: as `init` returns them.
+          batch: a batch of the task; labels are not needed.
+
+        Returns:
+          Arrays by name; the task's evaluator says which it reads.
+        """
+        ...
+
+
+@runtime_checkable
+class Evaluator(Protocol):
+    """Counts on the device, figures on the host: exact whatever the sharding and the padding."""
+
+    def empty(self) -> PyTree:
+        """Returns the counts before the first batch."""
+        ...
+
+    def update(self, counts: PyTree, predictions: Mapping[str, Array], batch: Batch) -> PyTree:
+        """Adds one batch to the counts; runs under jit.
+
+        Args:
+          counts: as `empty` or an earlier `update` returned them.
+          predictions: what the method predicts on the batch.
+          batch: the batch, with `mask` False where an example does not count.
+
+        Returns:
+          The new counts.
+        """
+        ...
+
+    def finalise(self, counts: PyTree) -> dict[str, float]:
+        """Turns the counts of a whole split into figures.
+
+        Args:
+          counts: after the last batch.
+
+        Returns:
+          Figures by name.
+        """
+        ...
+
+
+def split_variables(variables: Variables) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """Splits variable collections by who changes them.
+
+    Args:
+      variables: collections by name.
+
+    Returns:
+      `params` (changed by the optimiser), the model state (changed by the forward pass) and
+      `constants` (never changed), the last two as collections by name.
+    """
+    params = variables["params"]
+    constants = {name: value for name, value in variables.items() if name == "constants"}
+    model_state = {
+        name: value for name, value in variables.items() if name not in ("params", "constants")
+    }
+    return params, model_state, constants

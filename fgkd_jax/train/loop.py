@@ -1,0 +1,298 @@
+"""The training loop: feed, step, log, evaluate, save; it knows no method and no data set."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from fgkd_jax.errors import NonFiniteError, UserError
+from fgkd_jax.protocols import Evaluator, Method
+from fgkd_jax.train import optim
+from fgkd_jax.train.checkpoint import Checkpointer
+from fgkd_jax.train.init import Overlay, abstract_variables, initial_state
+from fgkd_jax.train.sharding import batch_sharding, check_batch_size, put_batch, replicated
+from fgkd_jax.train.state import TrainState, abstract_like
+from fgkd_jax.train.step import make_eval_step, make_train_step
+from fgkd_jax.train.writers import MetricsWriter, Progress
+from fgkd_jax.typing import Batch
+
+HostBatch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """How long a run is and what happens at which step.
+
+    Attributes:
+      steps: optimiser updates of the whole run.
+      batch_size: examples of one step, over all devices and micro-batches.
+      accumulate: micro-batches of one step.
+      eval_batch_size: examples of one evaluation batch, over all devices.
+      log_every: steps between two lines of metrics.
+      eval_every: steps between two evaluations on the validation split; 0 evaluates at the end.
+      tensorboard: whether to write TensorBoard files; "auto" does where it is installed.
+    """
+
+    steps: int = 1000
+    batch_size: int = 32
+    accumulate: int = 1
+    eval_batch_size: int = 64
+    log_every: int = 50
+    eval_every: int = 0
+    tensorboard: bool | str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "eval_batch_size", "log_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"train.{name} is {getattr(self, name)}; expected at least 1")
+        if self.eval_every < 0:
+            raise UserError(f"train.eval_every is {self.eval_every}; expected 0 or more")
+        if self.tensorboard not in (True, False, "auto"):
+            raise UserError(
+                f"train.tensorboard is {self.tensorboard!r}; expected True, False or 'auto'"
+            )
+
+
+@runtime_checkable
+class Feed(Protocol):
+    """Where batches come from: this process's share of each global batch."""
+
+    def train(self, start_step: int) -> Iterator[HostBatch]:
+        """Yields training batches without end, beginning with that of `start_step`."""
+        ...
+
+    def evaluation(self, split: str) -> Iterator[HostBatch]:
+        """Yields the batches of one split, in order, padded with `mask` False."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What the loop needs to know of one run.
+
+    Attributes:
+      method: supplies loss and predictions.
+      evaluator: turns predictions into figures.
+      feed: supplies batches.
+      spec: `jax.ShapeDtypeStruct` by key of the global batch that initialises the method.
+      mesh: the devices.
+      train: length and intervals.
+      optimizer: optimiser options.
+      seed: seeds parameters, augmentation and dropout.
+      overlay: puts pretrained arrays in place of initial ones.
+      validation: name of the split to choose checkpoints on; None where there is none.
+    """
+
+    method: Method
+    evaluator: Evaluator
+    feed: Feed
+    spec: Batch
+    mesh: Mesh
+    train: TrainOptions
+    optimizer: optim.OptimOptions
+    seed: int = 0
+    overlay: Overlay | None = None
+    validation: str | None = None
+
+
+class Counted:
+    """A jitted function that counts how often it was traced: every trace is a compilation."""
+
+    def __init__(self, function: Callable[..., Any], **jit_options: Any) -> None:
+        self.traces = 0
+
+        def traced(*args: Any) -> Any:
+            self.traces += 1
+            return function(*args)
+
+        self._jitted = jax.jit(traced, **jit_options)
+
+    def __call__(self, *args: Any) -> Any:
+        """Calls the compiled function."""
+        return self._jitted(*args)
+
+
+class Trainer:
+    """The compiled steps of one run, its state and its evaluation.
+
+    Attributes:
+      run: the run.
+      train_step: `(state, batch) -> (state, metrics)`; donates the state.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        for name, accumulate in (("batch_size", run.train.accumulate), ("eval_batch_size", 1)):
+            check_batch_size(
+                getattr(run.train, name),
+                mesh=run.mesh,
+                accumulate=accumulate,
+                name=f"train.{name}",
+            )
+        params = abstract_variables(run.method, run.spec)["params"]
+        options = dataclasses.replace(
+            run.optimizer,
+            rules=(
+                *(optim.ParamRule(pattern, frozen=True) for pattern in run.method.frozen_parameters()),
+                *run.optimizer.rules,
+            ),
+        )
+        self._optimizer = optim.make_optimizer(options, params, total_steps=run.train.steps)
+        self.learning_rate = optim.learning_rate_schedule(options, run.train.steps)
+        everywhere, split = replicated(run.mesh), batch_sharding(run.mesh)
+        step = make_train_step(
+            run.method,
+            self._optimizer,
+            accumulate=run.train.accumulate,
+            ema_decay=options.ema_decay,
+            trainable=optim.trainable_mask(options, params),
+        )
+        self.train_step = Counted(
+            step, donate_argnums=0, in_shardings=(everywhere, split), out_shardings=everywhere
+        )
+        self.eval_step = Counted(
+            make_eval_step(run.method, run.evaluator, ema=options.ema_decay > 0),
+            in_shardings=(everywhere, everywhere, split),
+            out_shardings=everywhere,
+        )
+
+    def initial_state(self) -> TrainState:
+        """Builds the state of step 0.
+
+        Returns:
+          The state, on every device.
+        """
+        return initial_state(
+            jax.random.key(self.run.seed),
+            self.run.method,
+            self._optimizer,
+            self.run.spec,
+            sharding=replicated(self.run.mesh),
+            overlay=self.run.overlay,
+            ema=self.run.optimizer.ema_decay > 0,
+        )
+
+    def evaluate(self, state: TrainState, split: str) -> dict[str, float]:
+        """Evaluates a state on every example of a split.
+
+        Args:
+          state: the state.
+          split: name of the split.
+
+        Returns:
+          The evaluator's figures.
+        """
+        counts = jax.device_put(self.run.evaluator.empty(), replicated(self.run.mesh))
+        for batch in self.run.feed.evaluation(split):
+            counts = self.eval_step(state, counts, put_batch(batch, mesh=self.run.mesh))
+        return self.run.evaluator.finalise(counts)
+
+
+class _Window:
+    """The metrics since the last line, fetched together so that no step waits for the host."""
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[int, dict[str, jax.Array], np.ndarray]] = []
+
+    def add(self, step: int, metrics: dict[str, jax.Array], ids: np.ndarray) -> None:
+        self._steps.append((step, metrics, ids))
+
+    def flush(self) -> dict[str, float]:
+        """Averages over the steps, after a check that all of them were finite."""
+        fetched = jax.device_get([metrics for _, metrics, _ in self._steps])
+        for (step, _, ids), metrics in zip(self._steps, fetched, strict=True):
+            if not metrics["finite"]:
+                raise NonFiniteError(_describe_non_finite(step, metrics, ids))
+        self._steps = []
+        scalars = [name for name, value in fetched[0].items() if name != "finite" and value.ndim == 0]
+        return {name: float(np.mean([m[name] for m in fetched])) for name in scalars}
+
+
+def _describe_non_finite(step: int, metrics: Mapping[str, np.ndarray], ids: np.ndarray) -> str:
+    share = metrics["example_finite"][jax.process_index() * len(ids) :][: len(ids)]
+    local = ids[~share].tolist()
+    which = f"examples {local}" if local else f"the gradient over examples {ids.tolist()}"
+    return f"step {step}: loss {float(metrics['loss'])}, not finite in {which}; the run stops"
+
+
+def fit(
+    run: Run, checkpointer: Checkpointer, *, workdir: str, log: Callable[[str], None]
+) -> tuple[Trainer, TrainState]:
+    """Trains to the last step, from the newest checkpoint where there is one.
+
+    Args:
+      run: the run.
+      checkpointer: saves and restores; decides which checkpoints are kept.
+      workdir: folder of the metrics.
+      log: takes one line at a time for the person who watches.
+
+    Returns:
+      The trainer and the state after the last step.
+
+    Raises:
+      NonFiniteError: a loss or gradient is not finite; the last checkpoint is older and good.
+    """
+    trainer = Trainer(run)
+    state = trainer.initial_state()
+    restored = checkpointer.restore_last(abstract_like(state.to_save()))
+    start = 0
+    if restored is not None:
+        saved, start = restored
+        state = state.with_saved(saved)
+        log(f"resumed from step {start}")
+    writer = MetricsWriter(
+        workdir,
+        resume_step=start,
+        enabled=jax.process_index() == 0,
+        tensorboard=run.train.tensorboard,
+    )
+    with writer, jax.transfer_guard("disallow"):
+        state = _steps(trainer, state, start, checkpointer, writer)
+    checkpointer.wait()
+    return trainer, state
+
+
+def _steps(
+    trainer: Trainer,
+    state: TrainState,
+    start: int,
+    checkpointer: Checkpointer,
+    writer: MetricsWriter,
+) -> TrainState:
+    run, total = trainer.run, trainer.run.train.steps
+    batches = run.feed.train(start)
+    window = _Window()
+    with Progress(
+        total,
+        start_step=start,
+        batch_size=run.train.batch_size,
+        enabled=jax.process_index() == 0,
+    ) as progress:
+        for step in range(start + 1, total + 1):
+            batch = next(batches)
+            state, metrics = trainer.train_step(state, put_batch(batch, mesh=run.mesh))
+            window.add(step, metrics, batch["id"])
+            saves = step == total or step % checkpointer.options.every_steps == 0
+            evaluates = run.validation is not None and (
+                step == total or (run.train.eval_every and step % run.train.eval_every == 0)
+            )
+            if saves or evaluates or step % run.train.log_every == 0:
+                # Saving and evaluating end a window, so that a resumed run averages over the
+                # same steps as one that was never stopped.
+                line = window.flush()
+                with jax.transfer_guard("allow"):
+                    line["learning_rate"] = float(trainer.learning_rate(step - 1))
+                line["compilations"] = trainer.train_step.traces
+                writer.write(step, line, split="train")
+                progress.update(step, loss=line["loss"])
+            if evaluates:
+                figures = trainer.evaluate(state, run.validation)
+                writer.write(step, figures, split=run.validation)
+                checkpointer.save_best(step, state.to_save(), figures)
+            if saves:
+                checkpointer.save(step, state.to_save())
+            progress.update(step)
+    return state

@@ -1,0 +1,198 @@
+"""Pretrained weights: files in, variables out, and back."""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from fgkd_jax.errors import UserError
+from fgkd_jax.train.torch_names import (
+    Arrays,
+    Family,
+    Path,
+    family_of,
+    family_rules,
+    from_torch,
+    to_torch,
+    torch_names,
+    torch_shape,
+)
+from fgkd_jax.train.weight_files import file_sha256, load_arrays
+from fgkd_jax.typing import Variables
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainedReport:
+    """What `load_pretrained` did.
+
+    Attributes:
+      path: the file.
+      sha256: of the file's bytes.
+      loaded: names of the tensors that were put in place.
+      kept: names of the tensors that the variables hold but keep as they were initialised.
+      unused: names of the file's tensors that were left out.
+    """
+
+    path: str
+    sha256: str
+    loaded: tuple[str, ...]
+    kept: tuple[str, ...]
+    unused: tuple[str, ...]
+
+    def __str__(self) -> str:
+        kept = f", {_some(self.kept)} kept as initialised" if self.kept else ""
+        unused = f", {_some(self.unused)} of the file unused" if self.unused else ""
+        return f"{self.path} (sha256 {self.sha256[:12]}): {len(self.loaded)} tensors{kept}{unused}"
+
+
+def load_pretrained(
+    variables: Variables,
+    path: str | PathLike[str],
+    *,
+    family: str | None = None,
+    backbone: str = "backbone",
+    head: str | None = "head",
+    reinit_head: bool = False,
+    skip: Sequence[str] = (),
+) -> tuple[dict[str, Any], PretrainedReport]:
+    """Lays the tensors of a weights file over initialised variables.
+
+    Every variable below `backbone` and `head` must be in the file and every tensor of the file
+    must be wanted, in the right shape, unless an option says otherwise; all other variables stay.
+
+    Args:
+      variables: collections by name, as `init` returns them; not changed.
+      path: .safetensors, .npz, or a PyTorch file (`load_arrays`).
+      family: a key of `FAMILIES`; None: the one that the variables belong to.
+      backbone: "/"-joined path of the backbone within each collection; "" when it is the root.
+      head: path of the `LinearHead`; None: there is none, and the file's classifier is unused.
+      reinit_head: keep the head as it was initialised, whatever the file's number of classes.
+      skip: regular expressions; a variable whose PyTorch name contains one is kept as initialised,
+        and such a tensor of the file is unused.
+
+    Returns:
+      The variables with the loaded arrays in their own dtype, and what was loaded.
+
+    Raises:
+      UserError: the file cannot be read, the paths lead to nothing of this family, or tensors are
+        missing, unexpected, misshapen or not finite; all are counted and the first is named.
+    """
+    arrays = load_arrays(path)
+    try:
+        name = family or family_of(variables, backbone=backbone, head=head)
+        rules = family_rules(name)
+        without_head = (rf"^{re.escape(rules.head)}\.",) if reinit_head or head is None else ()
+        new, loaded, kept, unused = _overlay(
+            variables,
+            rules.prepare(arrays),
+            names=torch_names(variables, family=name, backbone=backbone, head=head),
+            rules=rules,
+            skip=(*skip, *without_head),
+        )
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return new, PretrainedReport(str(path), file_sha256(path), loaded, kept, unused)
+
+
+def to_torch_state_dict(
+    variables: Variables,
+    *,
+    family: str | None = None,
+    backbone: str = "backbone",
+    head: str | None = "head",
+) -> dict[str, np.ndarray]:
+    """The variables under PyTorch's names and in its layouts: the inverse of `load_pretrained`.
+
+    Args:
+      variables: collections by name.
+      family: a key of `FAMILIES`; None: the one that the variables belong to.
+      backbone: path of the backbone, as in `load_pretrained`.
+      head: path of the head; None leaves it out.
+
+    Returns:
+      Arrays by name, for `load_state_dict` (after `torch.from_numpy`) or a safetensors file.
+
+    Raises:
+      UserError: the paths lead to nothing of this family.
+    """
+    flat = flatten_dict(dict(variables))
+    name = family or family_of(variables, backbone=backbone, head=head)
+    names = torch_names(variables, family=name, backbone=backbone, head=head)
+    return {
+        torch_name: np.ascontiguousarray(to_torch(np.asarray(flat[key])))
+        for torch_name, key in names.items()
+    }
+
+
+def _overlay(
+    variables: Variables,
+    arrays: Arrays,
+    *,
+    names: Mapping[str, Path],
+    rules: Family,
+    skip: Sequence[str],
+) -> tuple[dict[str, Any], tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """The variables with the arrays in their places, and the names loaded, kept and unused."""
+    try:
+        skipped = re.compile("|".join(f"(?:{pattern})" for pattern in skip) or r"(?!)")
+    except re.error as error:
+        raise UserError(f"skip={list(skip)} is not a regular expression: {error}") from error
+    flat = flatten_dict(dict(variables), keep_empty_nodes=True)
+    kept = tuple(name for name in names if skipped.search(name))
+    wanted = {name: key for name, key in names.items() if name not in kept}
+    unused = tuple(
+        name
+        for name in arrays
+        if skipped.search(name) or (name not in wanted and re.search(rules.optional, name))
+    )
+    offered = {name: array for name, array in arrays.items() if name not in unused}
+    _check(offered, wanted, flat, head=rules.head)
+    for name, key in wanted.items():
+        leaf = flat[key]
+        flat[key] = jnp.asarray(from_torch(offered[name], ndim=len(leaf.shape)), leaf.dtype)
+    return unflatten_dict(flat), tuple(wanted), kept, unused
+
+
+def _check(
+    offered: Arrays, wanted: Mapping[str, Path], flat: Mapping[Path, Any], *, head: str
+) -> None:
+    """Raises one line that tells everything that keeps the tensors from their places."""
+    missing = [f"{n} (for {'/'.join(wanted[n])})" for n in wanted if n not in offered]
+    unexpected = [f"{n} {offered[n].shape}" for n in offered if n not in wanted]
+    both = [n for n in wanted if n in offered]
+    shapes = {n: torch_shape(tuple(flat[wanted[n]].shape)) for n in both}
+    misshapen = [n for n in both if offered[n].shape != shapes[n]]
+    described = [
+        f"{n} with shape {offered[n].shape}, expected {shapes[n]}, for {'/'.join(wanted[n])}"
+        for n in misshapen
+    ]
+    bad = [n for n in both if not _finite(offered[n])]
+    problems = {
+        "missing": missing,
+        "unexpected": unexpected,
+        "misshapen": described,
+        "not finite numbers": bad,
+    }
+    told = [f"{kind}: {_some(items)}" for kind, items in problems.items() if items]
+    if not told:
+        return
+    if misshapen and all(n.startswith(f"{head}.") for n in misshapen):
+        told.append("reinit_head=True starts with a new head")
+    raise UserError(f"of {len(offered)} tensors, {'; '.join(told)}")
+
+
+def _some(items: Sequence[str]) -> str:
+    """The first item, and how many more there are."""
+    more = f" and {len(items) - 1} more" if len(items) > 1 else ""
+    return f"{items[0]}{more}"
+
+
+def _finite(array: np.ndarray) -> bool:
+    return bool(jnp.issubdtype(array.dtype, jnp.floating)) and bool(
+        np.isfinite(array.astype(np.float32)).all()
+    )

@@ -1,0 +1,150 @@
+"""Meshes and shardings: the batch is split over the devices, the state is on every one of them."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from fgkd_jax.errors import UserError
+from fgkd_jax.typing import Batch, PyTree
+
+DATA_AXIS = "data"
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshOptions:
+    """How many devices a run uses.
+
+    Attributes:
+      data: devices along the batch axis; -1 takes all there are.
+    """
+
+    data: int = -1
+
+    def __post_init__(self) -> None:
+        if self.data != -1 and self.data < 1:
+            raise UserError(f"mesh.data is {self.data}; expected -1 (all devices) or at least 1")
+
+
+def make_mesh(options: MeshOptions, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Builds the device mesh.
+
+    The axes are of type `Auto`: under the default `Explicit`, products of a sharded batch with
+    itself, as contrastive losses need them, are refused.
+
+    Args:
+      options: number of devices.
+      devices: the devices to choose from; all of them by default.
+
+    Returns:
+      A mesh with the one axis `data`.
+
+    Raises:
+      UserError: more devices are asked for than there are.
+    """
+    available = list(jax.devices() if devices is None else devices)
+    count = len(available) if options.data == -1 else options.data
+    if count > len(available):
+        raise UserError(
+            f"mesh.data is {count}, but there are only {len(available)} "
+            f"{available[0].platform} devices"
+        )
+    if jax.process_count() > 1 and count != len(available):
+        raise UserError(
+            f"mesh.data is {count}; a run of several processes uses all {len(available)} devices"
+        )
+    return Mesh(np.asarray(available[:count]), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of what every device holds whole.
+
+    Args:
+      mesh: the device mesh.
+
+    Returns:
+      A sharding with an empty partition spec.
+    """
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of a batch: first axis over the devices, in order.
+
+    Args:
+      mesh: the device mesh.
+
+    Returns:
+      A sharding that splits the leading axis over `data`.
+    """
+    return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+
+
+def check_batch_size(batch_size: int, *, mesh: Mesh, accumulate: int = 1, name: str) -> None:
+    """Checks that a global batch can be split evenly.
+
+    Args:
+      batch_size: examples of one global batch.
+      mesh: the device mesh.
+      accumulate: micro-batches of one step.
+      name: the option to name in the message.
+
+    Raises:
+      UserError: the batch does not divide by devices times micro-batches.
+    """
+    devices = mesh.devices.size
+    if batch_size < 1 or batch_size % (devices * accumulate):
+        shares = f"{devices} devices"
+        if accumulate > 1:
+            shares += f" x {accumulate} micro-batches"
+        raise UserError(f"{name} is {batch_size}; expected a multiple of {shares}")
+
+
+def put_batch(batch: Mapping[str, np.ndarray], *, mesh: Mesh) -> dict[str, jax.Array]:
+    """Places this process's share of a global batch on its devices.
+
+    Args:
+      batch: arrays of this process, first axis `global batch / processes`.
+      mesh: the device mesh.
+
+    Returns:
+      Global arrays, split over the devices along their first axis.
+    """
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, value)
+        for name, value in batch.items()
+    }
+
+
+def shard_like(tree: PyTree, *, sharding: NamedSharding) -> PyTree:
+    """Maps every leaf to one sharding.
+
+    Args:
+      tree: any pytree.
+      sharding: what each leaf gets.
+
+    Returns:
+      The same structure with the sharding at every leaf.
+    """
+    return jax.tree.map(lambda _: sharding, tree)
+
+
+def batch_spec(batch: Mapping[str, np.ndarray], *, processes: int = 1) -> Batch:
+    """Describes the global batch behind one process's share.
+
+    Args:
+      batch: arrays of this process.
+      processes: number of processes.
+
+    Returns:
+      `jax.ShapeDtypeStruct` by name, first axis multiplied by `processes`.
+    """
+
+    def spec(value: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((value.shape[0] * processes, *value.shape[1:]), value.dtype)
+
+    return {name: spec(value) for name, value in batch.items()}

@@ -1,0 +1,245 @@
+"""PyTorch's names and layouts of our variables.
+
+A family of networks has one pure function from the place of a module in our variables to its name
+in PyTorch; everything else (which tensors a file must hold, in which shape, and the export) is
+derived from it and from the variables at hand. Supported are torchvision's ResNets and
+MobileNetV2 (timm's `resnet*` without a deep stem have the same names), the latter also with folded
+norms and the activation ranges of a quantised network.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from fgkd_jax.errors import UserError, nearest
+from fgkd_jax.typing import Variables
+
+Path = tuple[str, ...]
+Arrays = Mapping[str, np.ndarray]
+
+LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+    "out_range": "out_range",
+    "add_range": "out_range",
+}
+"""PyTorch's names of our variables, whatever the module."""
+
+
+MOBILENET_V2_SUMS = (3, 5, 6, 8, 9, 10, 12, 13, 15, 16)
+"""The blocks of MobileNetV2 that end in a residual sum."""
+
+
+class Family(NamedTuple):
+    """How the tensors of one family of networks are named in PyTorch.
+
+    Attributes:
+      module_name: from the path of a backbone's module to its name, None where there is none.
+      head: name of the linear classifier.
+      optional: regular expression of names that a file may hold in vain.
+      prepare: what is done to a file's arrays before names are compared.
+    """
+
+    module_name: Callable[[Path], str | None]
+    head: str
+    optional: str
+    prepare: Callable[[Arrays], Arrays]
+
+
+def resnet_name(path: Path) -> str | None:
+    """The torchvision name of a module of `ResNet`.
+
+    Args:
+      path: of the module within the backbone.
+
+    Returns:
+      Its name, None where torchvision has no such module.
+
+    Example:
+      >>> resnet_name(("stage2", "block0", "shortcut_norm"))
+      'layer2.0.downsample.1'
+    """
+    stem = {"stem/conv": "conv1", "stem/norm": "bn1"}
+    joined = "/".join(path)
+    if joined in stem:
+        return stem[joined]
+    match = re.fullmatch(
+        r"stage(\d+)/block(\d+)/(conv|norm|shortcut_conv|shortcut_norm)(\d?)", joined
+    )
+    if match is None:
+        return None
+    stage, block, kind, number = match.groups()
+    name = {
+        "conv": f"conv{number}",
+        "norm": f"bn{number}",
+        "shortcut_conv": "downsample.0",
+        "shortcut_norm": "downsample.1",
+    }[kind]
+    return f"layer{stage}.{block}.{name}"
+
+
+def mobilenet_v2_name(path: Path) -> str | None:
+    """The torchvision name of a module of `MobileNetV2`.
+
+    The range of a layer's activations is named as its convolution, that of a residual sum
+    `features.<block>.add`.
+
+    Args:
+      path: of the module within the backbone.
+
+    Returns:
+      Its name, None where torchvision has no such module.
+
+    Example:
+      >>> mobilenet_v2_name(("stage1", "block2", "project", "norm"))
+      'features.2.conv.3'
+    """
+    match = re.fullmatch(
+        r"(?:stage\d/)?(stem|last|block\d+)(?:/(expand|depthwise|project))?(?:/(conv|norm))?",
+        "/".join(path),
+    )
+    if match is None:
+        return None
+    place, layer, kind = match.groups()
+    second = int(kind == "norm")
+    if place in ("stem", "last"):
+        return f"features.{0 if place == 'stem' else 18}.{second}"
+    block = int(place.removeprefix("block"))
+    if layer is None:
+        return f"features.{block}.add"
+    # Block 1 does not expand, so its layers are counted from the depthwise one.
+    position = ("expand", "depthwise", "project").index(layer) - (block == 1)
+    if layer == "project":
+        return f"features.{block}.conv.{position + second}"
+    return f"features.{block}.conv.{position}.{second}"
+
+
+def _split_sums(arrays: Arrays) -> Arrays:
+    """Gives each row of `add.out_range` (the ranges of all residual sums) a name of its own."""
+    if "add.out_range" not in arrays:
+        return arrays
+    ranges, expected = arrays["add.out_range"], (len(MOBILENET_V2_SUMS), 2)
+    if ranges.shape != expected:
+        raise UserError(f"add.out_range has shape {ranges.shape}; expected {expected}")
+    rest = {name: array for name, array in arrays.items() if name != "add.out_range"}
+    rows = zip(MOBILENET_V2_SUMS, ranges, strict=True)
+    return rest | {f"features.{block}.add.out_range": row for block, row in rows}
+
+
+FAMILIES: dict[str, Family] = {
+    "resnet": Family(resnet_name, "fc", r"num_batches_tracked$", lambda arrays: arrays),
+    "mobilenet_v2": Family(
+        mobilenet_v2_name, "classifier.1", r"(num_batches_tracked|out_range)$", _split_sums
+    ),
+}
+
+
+def family_rules(name: str) -> Family:
+    """The rules of a family by name; a wrong name is a `UserError`."""
+    if name not in FAMILIES:
+        raise UserError(f"family of weights {name!r}{nearest(name, FAMILIES)}")
+    return FAMILIES[name]
+
+
+def family_of(
+    variables: Variables, *, backbone: str = "backbone", head: str | None = "head"
+) -> str:
+    """The family whose modules a backbone is made of.
+
+    Args:
+      variables: collections by name; only their structure is looked at.
+      backbone: path of the backbone, as in `load_pretrained`.
+      head: path of the head, or None.
+
+    Returns:
+      A key of `FAMILIES`.
+
+    Raises:
+      UserError: it belongs to none of them.
+    """
+    reasons = []
+    for name in FAMILIES:
+        try:
+            torch_names(variables, family=name, backbone=backbone, head=head)
+        except UserError as error:
+            reasons.append(str(error))
+        else:
+            return name
+    raise UserError(reasons[0] if len(set(reasons)) == 1 else "; ".join(reasons))
+
+
+def torch_names(
+    variables: Variables, *, family: str, backbone: str = "backbone", head: str | None = "head"
+) -> dict[str, Path]:
+    """PyTorch's name of every variable of a backbone and its head.
+
+    Args:
+      variables: collections by name; only their structure is looked at.
+      family: a key of `FAMILIES`.
+      backbone: path of the backbone, as in `load_pretrained`.
+      head: path of the head, or None.
+
+    Returns:
+      Name -> (collection, path of the variable); one to one.
+
+    Raises:
+      UserError: the paths lead to nothing of this family.
+    """
+    rules = family_rules(family)
+    keys = list(flatten_dict(dict(variables)))
+    head_keys = [] if head is None else _below(keys, head)
+    backbone_keys = [key for key in _below(keys, backbone) if key not in head_keys]
+    for part, path, found in (("backbone", backbone, backbone_keys), ("head", head, head_keys)):
+        if not found and path is not None:
+            top = ", ".join(sorted({key[1] for key in keys}))
+            hint = "; head=None leaves it out" if part == "head" else ""
+            raise UserError(f"variables hold nothing under {part}={path!r}; found {top}{hint}")
+    names: dict[str, Path] = {}
+    for key in (*backbone_keys, *head_keys):
+        if key in head_keys:
+            name = rules.head if key[-2] == "dense" else None
+        else:
+            name = rules.module_name(key[1 + len(_split(backbone)) : -1])
+        if name is None or key[-1] not in LEAVES:
+            raise UserError(f"variable {'/'.join(key)} is not part of a {family}")
+        names[f"{name}.{LEAVES[key[-1]]}"] = key
+    return names
+
+
+def _below(keys: Sequence[Path], path: str) -> list[Path]:
+    """The keys (collection, ...) of the variables below a path."""
+    parts = _split(path)
+    return [key for key in keys if key[1 : 1 + len(parts)] == parts]
+
+
+def _split(path: str) -> Path:
+    return tuple(part for part in path.split("/") if part)
+
+
+def torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that a variable has in PyTorch's layout."""
+    return to_torch(np.broadcast_to(np.float32(0), shape)).shape
+
+
+def to_torch(array: np.ndarray) -> np.ndarray:
+    """Transposes a variable: HWIO -> OIHW, depthwise HWC -> C1HW, linear IO -> OI."""
+    if array.ndim == 4:
+        return array.transpose(3, 2, 0, 1)
+    if array.ndim == 3:
+        return array.transpose(2, 0, 1)[:, None]
+    return array.T
+
+
+def from_torch(array: np.ndarray, *, ndim: int) -> np.ndarray:
+    """The inverse of `to_torch` for a variable with `ndim` axes."""
+    if ndim == 4:
+        return array.transpose(2, 3, 1, 0)
+    if ndim == 3:
+        return array[:, 0].transpose(1, 2, 0)
+    return array.T

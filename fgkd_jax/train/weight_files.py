@@ -1,0 +1,125 @@
+"""Files of named arrays: safetensors, NumPy and PyTorch."""
+
+import hashlib
+import pickle
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from fgkd_jax.errors import UserError
+
+WRAPPERS = ("state_dict", "model_state_dict", "model")
+"""Keys under which training scripts put a state dict beside their epoch and optimiser."""
+
+
+def load_arrays(path: str | PathLike[str]) -> dict[str, np.ndarray]:
+    """Reads a file of named arrays.
+
+    Nothing in the file is executed: pickled objects are refused in every format. A "module." in
+    front of all names (PyTorch's `DataParallel`) is dropped, and a state dict is taken out of the
+    checkpoint around it.
+
+    Args:
+      path: .safetensors, .npz, or PyTorch's .pt, .pth, .th, .bin or .tar, which need PyTorch.
+
+    Returns:
+      Arrays by name, in the order of the file.
+
+    Raises:
+      UserError: no such file, another kind of file, a damaged one, one without arrays, or PyTorch
+        is needed and not installed.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"{path}: no such file")
+    if file.suffix not in READERS:
+        raise UserError(f"{path}: not a weights file; expected one of {', '.join(READERS)}")
+    try:
+        arrays = READERS[file.suffix](file)
+    except UserError:
+        raise
+    except _UNREADABLE as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: not a readable {file.suffix} file of arrays: {reason}") from error
+    if not arrays:
+        raise UserError(f"{path}: holds no arrays")
+    if all(name.startswith("module.") for name in arrays):
+        arrays = {name.removeprefix("module."): array for name, array in arrays.items()}
+    return arrays
+
+
+def file_sha256(path: str | PathLike[str]) -> str:
+    """The SHA-256 of a file, to tell later whether it is still the same one.
+
+    Args:
+      path: the file.
+
+    Returns:
+      64 hexadecimal digits.
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    return safetensors.numpy.load_file(path)
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    loaded = np.load(path, allow_pickle=False)
+    if not isinstance(loaded, np.lib.npyio.NpzFile):
+        raise UserError(f"{path}: holds a single array without a name; expected an .npz archive")
+    with loaded:
+        return {name: loaded[name] for name in loaded.files}
+
+
+def _read_torch(path: Path) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            f"{path}: reading it needs PyTorch: pip install 'fgkd-jax[torch]', "
+            "or convert it to .safetensors"
+        ) from error
+    state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    for wrapper in WRAPPERS:
+        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+    if not isinstance(state, Mapping):
+        raise UserError(f"{path}: holds a {type(state).__name__}; expected a dict of tensors")
+    tensors = {str(name): t for name, t in state.items() if isinstance(t, torch.Tensor)}
+    return {
+        name: (t.float() if t.dtype == torch.bfloat16 else t).detach().numpy()
+        for name, t in tensors.items()
+    }
+
+
+READERS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
+    ".safetensors": _read_safetensors,
+    ".npz": _read_npz,
+    ".pt": _read_torch,
+    ".pth": _read_torch,
+    ".th": _read_torch,
+    ".bin": _read_torch,
+    ".tar": _read_torch,
+}
+
+# What the readers raise on files that are truncated, damaged or of another kind.
+_UNREADABLE = (
+    EOFError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    ValueError,
+    pickle.UnpicklingError,
+    safetensors.SafetensorError,
+    zipfile.BadZipFile,
+    zlib.error,
+)

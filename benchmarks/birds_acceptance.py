@@ -180,31 +180,39 @@ def run(view: str, seed: int, *, data_dir: str | None, epochs: int) -> dict[str,
     variables = network.init(jax.random.key(seed), jnp.zeros((1, SIDE, SIDE, 3), jnp.uint8), False)
     steps = len(train["label"]) // BATCH * epochs
     schedule = optax.warmup_cosine_decay_schedule(0.0, 2e-3, 60, steps)
-    optimizer = optax.chain(optax.clip_by_global_norm(5.0), optax.adamw(schedule, weight_decay=1e-3))
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(5.0), optax.adamw(schedule, weight_decay=1e-3)
+    )
     state, step = optimizer.init(variables["params"]), make_step(network, optimizer)
     began, losses = time.process_time(), []
     for number, (images, labels) in enumerate(batches(train, view, seed, epochs), start=1):
         variables, state, loss = step(variables, state, images, labels)
         losses.append(loss)
         if number % (5 * (len(train["label"]) // BATCH)) == 0:
-            print(f"{view} {seed}: step {number}/{steps}, loss {np.mean(losses[-60:]):.3f}", flush=True)
+            print(
+                f"{view} {seed}: step {number}/{steps}, loss {np.mean(losses[-60:]):.3f}",
+                flush=True,
+            )
     seconds = time.process_time() - began
     apply = jax.jit(lambda x: network.apply(variables, x, False).argmax(-1))
 
-    def accuracy(data: dict[str, np.ndarray]) -> tuple[float, float]:
+    def right(data: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         views = np.stack([view_of(data, i, view, None) for i in range(len(data["label"]))])
-        guess = np.concatenate([np.asarray(apply(part)) for part in np.split(views, len(views) // 96)])
-        right = guess == data["label"], genus[guess] == genus[data["label"]]
-        return float(np.mean(right[0])), float(np.mean(right[1]))
+        guess = np.concatenate(
+            [np.asarray(apply(part)) for part in np.split(views, len(views) // 96)]
+        )
+        return guess == data["label"], genus[guess] == genus[data["label"]]
 
-    species, genera = accuracy(test)
+    species, genera = right(test)
+    by_genus = [species[genus[test["label"]] == one].mean() for one in range(genus.max() + 1)]
     return {
         "view": view,
         "seed": seed,
         "epochs": epochs,
-        "species_accuracy": round(species, 4),
-        "genus_accuracy": round(genera, 4),
-        "train_species_accuracy": round(accuracy(train)[0], 4),
+        "species_accuracy": round(float(species.mean()), 4),
+        "genus_accuracy": round(float(genera.mean()), 4),
+        "species_accuracy_by_genus": [round(float(one), 3) for one in by_genus],
+        "train_species_accuracy": round(float(right(train)[0].mean()), 4),
         "test_images": len(test["label"]),
         "cpu_seconds": round(seconds),
     }

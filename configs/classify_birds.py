@@ -21,6 +21,9 @@ def get_config():
             "data": {
                 "dataset": "procedural_birds/classification",
                 "image_size": 64,
+                "train_geometry": "shift_crop",
+                "max_shift": 24,
+                "eval_geometry": "resize",
             },
             "optim": {
                 "name": "adamw",

@@ -8,7 +8,7 @@ from absl import flags
 
 from fgkd_jax.errors import UserError, nearest
 
-DEVICE_HELP = "platform to run on: cpu, gpu or tpu; the best there is by default"
+DEVICE_HELP = "where to run; the best there is by default"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,10 +23,16 @@ def define(values: flags.FlagValues) -> None:
       values: where the flags are defined.
     """
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
-    flags.DEFINE_string("split", None, "split; the one the config reports by default", flag_values=values)
-    flags.DEFINE_enum("checkpoint", "last", ["last", "best"], "which checkpoint", flag_values=values)
+    flags.DEFINE_string(
+        "split", None, "split; the one the config reports by default", flag_values=values
+    )
+    flags.DEFINE_enum(
+        "checkpoint", "last", ["last", "best"], "which checkpoint", flag_values=values
+    )
     flags.DEFINE_boolean("json", False, "print JSON instead of a table", flag_values=values)
-    flags.DEFINE_string("data_dir", None, "folder of the data set, where it has moved", flag_values=values)
+    flags.DEFINE_string(
+        "data_dir", None, "folder of the data set, where it has moved", flag_values=values
+    )
     flags.DEFINE_enum("device", None, ["cpu", "gpu", "tpu"], DEVICE_HELP, flag_values=values)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fgkd_jax.cli.options import build, to_dict
-from fgkd_jax.data.pipeline import DataOptions
+from fgkd_jax.data.options import DataOptions
 from fgkd_jax.errors import UserError, nearest
 from fgkd_jax.methods import METHODS
 from fgkd_jax.protocols import Method

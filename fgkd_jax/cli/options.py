@@ -1,4 +1,4 @@
-"""From dictionaries to frozen dataclasses: unknown keys, wrong types and misspelt values are told."""
+"""From dictionaries to frozen dataclasses; unknown keys, wrong types, misspelt values are told."""
 
 import dataclasses
 import types
@@ -46,7 +46,9 @@ def build(cls: type[T], values: Mapping[str, Any], *, path: str) -> T:
     for name in required:
         if name not in values:
             raise UserError(f"{path}.{name} is missing; expected {describe(hints[name])}")
-    return cls(**{name: convert(v, hints[name], path=f"{path}.{name}") for name, v in values.items()})
+    return cls(
+        **{name: convert(v, hints[name], path=f"{path}.{name}") for name, v in values.items()}
+    )
 
 
 def convert(value: Any, hint: Any, *, path: str) -> Any:
@@ -84,9 +86,7 @@ def convert(value: Any, hint: Any, *, path: str) -> Any:
         return value
     elif hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    elif hint is Any or (
-        isinstance(value, hint) and not (hint is int and isinstance(value, bool))
-    ):
+    elif hint is Any or (isinstance(value, hint) and not (hint is int and isinstance(value, bool))):
         return value
     raise _mismatch(value, hint, path)
 

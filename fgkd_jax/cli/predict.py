@@ -26,7 +26,9 @@ def define(values: flags.FlagValues) -> None:
     """
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
     flags.DEFINE_integer("top", 3, "how many classes to print", lower_bound=1, flag_values=values)
-    flags.DEFINE_enum("checkpoint", "last", ["last", "best"], "which checkpoint", flag_values=values)
+    flags.DEFINE_enum(
+        "checkpoint", "last", ["last", "best"], "which checkpoint", flag_values=values
+    )
     flags.DEFINE_boolean("json", False, "print JSON lines instead of a table", flag_values=values)
     flags.DEFINE_enum("device", None, ["cpu", "gpu", "tpu"], DEVICE_HELP, flag_values=values)
 

@@ -13,11 +13,17 @@ import jax
 import numpy as np
 
 from fgkd_jax import __version__
-from fgkd_jax.cli.feature_cache import with_cached_features
-from fgkd_jax.cli.experiment import Experiment, experiment_to_dict
+from fgkd_jax.cli.experiment import Experiment
+from fgkd_jax.cli.feature_cache import CachedFeed, with_cached_features
 from fgkd_jax.cli.workdir import CHECKPOINT_FOLDER, read_experiment
 from fgkd_jax.data.base import Dataset, DatasetInfo, Example, SplitSources
-from fgkd_jax.data.pipeline import DataOptions, eval_iterator, train_iterator
+from fgkd_jax.data.options import DataOptions
+from fgkd_jax.data.pipeline import (
+    BatchIterator,
+    eval_iterator,
+    train_iterator,
+    with_validation,
+)
 from fgkd_jax.data.registry import open_dataset
 from fgkd_jax.errors import UserError
 from fgkd_jax.evaluation import EVALUATORS
@@ -65,6 +71,7 @@ class PipelineFeed:
       batch_size: examples of a global training batch.
       eval_batch_size: examples of a global evaluation batch.
       seed: seeds order and augmentation.
+      opened: every iterator so far; each knows which images it left out.
     """
 
     dataset: Dataset
@@ -72,6 +79,7 @@ class PipelineFeed:
     batch_size: int
     eval_batch_size: int
     seed: int
+    opened: list[BatchIterator] = dataclasses.field(default_factory=list)
 
     def train(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
         """Yields this process's share of the training batches from a step on, without end.
@@ -82,7 +90,7 @@ class PipelineFeed:
         Returns:
           Batches.
         """
-        return train_iterator(
+        batches = train_iterator(
             self.dataset,
             self.options,
             batch_size=self.batch_size,
@@ -91,6 +99,8 @@ class PipelineFeed:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
+        self.opened.append(batches)
+        return batches
 
     def evaluation(self, split: str) -> Iterator[dict[str, np.ndarray]]:
         """Yields this process's share of the batches of a split, in order.
@@ -101,7 +111,7 @@ class PipelineFeed:
         Returns:
           Batches, padded with `mask` False.
         """
-        return eval_iterator(
+        batches = eval_iterator(
             self.dataset,
             split,
             self.options,
@@ -109,6 +119,16 @@ class PipelineFeed:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
+        self.opened.append(batches)
+        return batches
+
+    def left_out(self) -> dict[str, str]:
+        """Says which images could not be read and were left out.
+
+        Returns:
+          The reason by file name.
+        """
+        return {name: why for batches in self.opened for name, why in batches.corrupt.items()}
 
 
 def image_spec(options: DataOptions, *, batch_size: int) -> Batch:
@@ -121,10 +141,8 @@ def image_spec(options: DataOptions, *, batch_size: int) -> Batch:
     Returns:
       `jax.ShapeDtypeStruct` by key.
     """
-    size = options.image_size
-    height, width = (size, size) if isinstance(size, int) else size
     return {
-        "image": jax.ShapeDtypeStruct((batch_size, height, width, 3), np.uint8),
+        "image": jax.ShapeDtypeStruct((batch_size, *options.size, 3), np.uint8),
         "label": jax.ShapeDtypeStruct((batch_size,), np.int32),
         "id": jax.ShapeDtypeStruct((batch_size,), np.int32),
         "mask": jax.ShapeDtypeStruct((batch_size,), np.bool_),
@@ -173,16 +191,17 @@ def open_run(experiment: Experiment, *, dataset: Dataset, workdir: str) -> Run:
         say(str(notes))
         return loaded
 
+    images = PipelineFeed(
+        dataset=dataset,
+        options=experiment.data,
+        batch_size=train.batch_size,
+        eval_batch_size=train.eval_batch_size,
+        seed=experiment.seed,
+    )
     run = Run(
         method=method,
         evaluator=evaluator,
-        feed=PipelineFeed(
-            dataset=dataset,
-            options=experiment.data,
-            batch_size=train.batch_size,
-            eval_batch_size=train.eval_batch_size,
-            seed=experiment.seed,
-        ),
+        feed=images,
         spec=image_spec(experiment.data, batch_size=train.batch_size),
         mesh=make_mesh(experiment.mesh),
         train=train,
@@ -196,6 +215,19 @@ def open_run(experiment: Experiment, *, dataset: Dataset, workdir: str) -> Run:
     return with_cached_features(run, dataset, experiment, folder=Path(workdir) / "features")
 
 
+def left_out(run: Run) -> dict[str, str]:
+    """Says which images a run could not read.
+
+    Args:
+      run: a run of `open_run`.
+
+    Returns:
+      The reason by file name.
+    """
+    feed = run.feed.images if isinstance(run.feed, CachedFeed) else run.feed
+    return feed.left_out() if isinstance(feed, PipelineFeed) else {}
+
+
 def open_data(experiment: Experiment) -> Dataset:
     """Opens an experiment's data set.
 
@@ -206,10 +238,7 @@ def open_data(experiment: Experiment) -> Dataset:
       The data set; drawn first where it is one that the project draws itself.
     """
     options = experiment.data
-    dataset = open_dataset(options.dataset, data_dir=options.data_dir)
-    if options.validation_fraction and "validation" not in dataset.info.splits:
-        dataset = holdout(dataset, fraction=options.validation_fraction)
-    return dataset
+    return with_validation(open_dataset(options.dataset, data_dir=options.data_dir), options)
 
 
 def open_checkpoints(

@@ -85,7 +85,8 @@ def run_experiment(experiment: Any, *, workdir: str) -> dict[str, Any]:
       UserError: the data, the weights or the workdir do not fit.
       NonFiniteError: the loss or a gradient was not finite.
     """
-    from fgkd_jax.cli import session, workdir as folder
+    from fgkd_jax.cli import session
+    from fgkd_jax.cli import workdir as folder
     from fgkd_jax.train.loop import fit
 
     started = time.monotonic()
@@ -107,6 +108,7 @@ def run_experiment(experiment: Any, *, workdir: str) -> dict[str, Any]:
         "seed": experiment.seed,
         "step": experiment.train.steps,
         "results": results,
+        "images_left_out": session.left_out(job),
         "versions": session.versions(),
         "timing": {
             "seconds": round(time.monotonic() - started, 1),
@@ -129,14 +131,16 @@ def render_summary(summary: dict[str, Any]) -> str:
     """
     from fgkd_jax.cli.session import results_table
 
-    data, timing = summary["data"], summary["timing"]
-    return "\n".join(
-        [
-            f"{summary['title'] or 'run'}: {summary['step']} steps on {data['name']}, "
-            f"seed {summary['seed']}, {timing['seconds']:.0f} s",
-            results_table(summary["results"]),
-        ]
-    )
+    data, timing, left_out = summary["data"], summary["timing"], summary["images_left_out"]
+    lines = [
+        f"{summary['title'] or 'run'}: {summary['step']} steps on {data['name']}, "
+        f"seed {summary['seed']}, {timing['seconds']:.0f} s",
+        results_table(summary["results"]),
+    ]
+    if left_out:
+        names = ", ".join(list(left_out)[:5]) + (", ..." if len(left_out) > 5 else "")
+        lines.append(f"{len(left_out)} images could not be read and were left out: {names}")
+    return "\n".join(lines)
 
 
 COMMAND = Command(

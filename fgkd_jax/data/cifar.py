@@ -177,7 +177,7 @@ def _npz_split(root: Path, split: str) -> _Split:
 def _load_npz(path: Path, *keys: str) -> dict[str, np.ndarray]:
     """Reads some arrays of an npz file."""
     try:
-        with np.load(path, allow_pickle=False) as data:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
             return {key: data[key] for key in keys}
     except KeyError as error:
         raise UserError(f"{path}: {error.args[0]}; expected the arrays {', '.join(keys)}") from None
@@ -286,7 +286,7 @@ def _load_pickle(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             data = _SafeUnpickler(file, encoding="bytes").load()
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError) as error:
+    except Exception as error:  # a damaged pickle can raise nearly anything
         raise UserError(f"{path}: cannot be unpickled ({error or 'unexpected end'})") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: holds a {type(data).__name__}; expected a dictionary")

@@ -94,30 +94,39 @@ def _opener(name: str) -> Opener:
 def _from_files(inspect: Callable[[str, str], Inspection], where: str) -> Opener:
     """A data set in the layout its authors publish."""
 
+    def open_files(name: str, data_dir: str | None) -> Dataset:
+        return inspect(name, data_dir or default_data_dir()).usable()
+
+    def check(name: str, data_dir: str | None) -> Report:
+        folder = data_dir or default_data_dir()
+        return check_inspection(name, folder, inspect(name, folder))
+
     def build(name: str, data_dir: str | None) -> None:
         raise UserError(f"{name} cannot be drawn here; {where}")
 
-    return Opener(
-        open=lambda name, data_dir: inspect(name, data_dir or default_data_dir()).usable(),
-        check=lambda name, data_dir: check_inspection(
-            name,
-            data_dir or default_data_dir(),
-            inspect(name, data_dir or default_data_dir()),
-        ),
-        build=build,
-    )
+    return Opener(open_files, check, build)
 
 
-def _inspect_tfds(name: str, data_dir: str | None) -> Inspection:
-    """Opens "tfds/<name>"; without a folder TFDS looks where it usually does."""
-    return tfds_names.inspect(
-        name.removeprefix("tfds/"), data_dir or os.environ.get(_ENVIRONMENT) or None
-    )
+def _tfds_place(name: str, data_dir: str | None) -> tuple[str, str | None]:
+    """TFDS's own name, and its folder; without one TFDS looks where it usually does."""
+    return name.removeprefix("tfds/"), data_dir or os.environ.get(_ENVIRONMENT) or None
+
+
+def _open_tfds(name: str, data_dir: str | None) -> Dataset:
+    """Opens a data set that TFDS prepared."""
+    return tfds_names.inspect(*_tfds_place(name, data_dir)).usable()
+
+
+def _check_tfds(name: str, data_dir: str | None) -> Report:
+    """Checks a data set that TFDS prepared."""
+    own_name, folder = _tfds_place(name, data_dir)
+    inspection = tfds_names.inspect(own_name, folder)
+    return check_inspection(name, folder or "TFDS's default folder", inspection)
 
 
 def _build_tfds(name: str, data_dir: str | None) -> None:
     """Says how TFDS prepares a data set."""
-    how = tfds_names.how_to_prepare(name.removeprefix("tfds/"), data_dir)
+    how = tfds_names.how_to_prepare(*_tfds_place(name, data_dir))
     raise UserError(f"{name} cannot be drawn here; {how}")
 
 
@@ -157,12 +166,6 @@ DATASETS: Mapping[str, Opener] = {
     "image_folder": _from_files(
         lambda _, data_dir: image_folder.inspect(data_dir), image_folder.LAYOUT
     ),
-    "tfds/*": Opener(
-        open=lambda name, data_dir: _inspect_tfds(name, data_dir).usable(),
-        check=lambda name, data_dir: check_inspection(
-            name, data_dir or "TFDS's default folder", _inspect_tfds(name, data_dir)
-        ),
-        build=_build_tfds,
-    ),
+    "tfds/*": Opener(_open_tfds, _check_tfds, _build_tfds),
 }
 """Every data set; a name that ends in `/*` stands for all that begin like it."""

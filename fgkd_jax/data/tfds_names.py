@@ -1,7 +1,7 @@
 """Data sets that TensorFlow Datasets has prepared, read without TensorFlow.
 
-They must have been prepared as `array_record`. Our splits are TFDS's, except that the images tested
-on are those whose labels are public:
+They must have been prepared as `array_record`, for which TFDS may need TensorFlow. Our splits
+are TFDS's, except that the images tested on are those whose labels are public:
 
 | TFDS name | `train` | `validation` | `test` |
 |---|---|---|---|
@@ -162,7 +162,8 @@ def _builder(name: str, data_dir: str | None) -> Any:
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except tfds.core.DatasetNotFoundError:
-        hint = nearest(name, tfds.list_builders()).partition("; expected one of")[0]
+        known = tfds.list_builders(with_community_datasets=False)
+        hint = nearest(name, known).partition("; expected one of")[0]
         raise UserError(f"TFDS knows no data set {name!r}{hint}") from None
     except (ValueError, TypeError, OSError, ImportError, AttributeError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]

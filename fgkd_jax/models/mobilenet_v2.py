@@ -47,7 +47,9 @@ class MobileNetV2(Backbone):
     Attributes:
       width: multiplies the channels, which are rounded to multiples of 8; the last stage only
         grows.
-      norm: "batch": every convolution is followed by a batch norm; "folded": by a bias alone.
+      norm: "batch": every convolution is followed by a batch norm; "folded": by a bias alone. Then,
+        where the collection `statistics` is mutable, the mean and variance of each convolution's
+        output are put there (`unfold_batch_norm` turns them into batch norms).
       padding: of 3x3 convolutions, "symmetric" (PyTorch) or "same" (TensorFlow: at stride 2 an
         even image is padded below and to the right only).
       activation_clamps: clip the output of every convolution and residual sum to a range held in

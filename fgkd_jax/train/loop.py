@@ -135,10 +135,7 @@ class Trainer:
         params = abstract_variables(run.method, run.spec)["params"]
         options = dataclasses.replace(
             run.optimizer,
-            rules=(
-                *(optim.ParamRule(pattern, frozen=True) for pattern in run.method.frozen_parameters()),
-                *run.optimizer.rules,
-            ),
+            rules=(*map(_frozen, run.method.frozen_parameters()), *run.optimizer.rules),
         )
         self._optimizer = optim.make_optimizer(options, params, total_steps=run.train.steps)
         self.learning_rate = optim.learning_rate_schedule(options, run.train.steps)
@@ -191,6 +188,10 @@ class Trainer:
         return self.run.evaluator.finalise(counts)
 
 
+def _frozen(pattern: str) -> optim.ParamRule:
+    return optim.ParamRule(pattern, frozen=True)
+
+
 class _Window:
     """The metrics since the last line, fetched together so that no step waits for the host."""
 
@@ -207,7 +208,8 @@ class _Window:
             if not metrics["finite"]:
                 raise NonFiniteError(_describe_non_finite(step, metrics, ids))
         self._steps = []
-        scalars = [name for name, value in fetched[0].items() if name != "finite" and value.ndim == 0]
+        scalars = [name for name, value in fetched[0].items() if value.ndim == 0]
+        scalars.remove("finite")
         return {name: float(np.mean([m[name] for m in fetched])) for name in scalars}
 
 

@@ -17,8 +17,7 @@ _NOT_LISTED = (MANIFEST, "_CHECKPOINT_METADATA", "commit_success.txt")
 def write_manifest(directory: Path, *, hashes: bool) -> None:
     """Lists every file below a folder in `MANIFEST.json`.
 
-    Hashing reads each file once, at one to two gigabytes per second on one core where the files
-    are still in memory.
+    Hashing reads each file once, at about one gigabyte per second where they are still in memory.
 
     Args:
       directory: folder of a checkpoint that is complete but not committed yet.

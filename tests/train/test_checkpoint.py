@@ -269,7 +269,7 @@ def test_a_url_is_refused():
 
 def test_a_folder_that_cannot_be_made_is_told_in_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot use the checkpoint folder .*Not a directory"):
+    with pytest.raises(UserError, match=r"cannot use the checkpoint folder .*Not a directory"):
         Checkpointer(tmp_path / "file", CheckpointOptions())
 
 
@@ -463,9 +463,13 @@ def test_a_full_disk_is_told_in_one_line_and_spares_earlier_checkpoints(
         ballast = disk / "ballast"
         ballast.write_bytes(bytes(shutil.disk_usage(disk).free - room))
         with Checkpointer(disk, options) as checkpointer:
-            with pytest.raises(UserError) as caught:
+
+            def save_twice() -> None:
                 checkpointer.save(2, big)
                 checkpointer.save(3, small(3))
+
+            with pytest.raises(UserError) as caught:
+                save_twice()
             assert str(caught.value) == (
                 f"no space left on device while writing {disk}/last/2; the last good checkpoint is"
                 " step 1"
@@ -501,12 +505,14 @@ def test_leaving_by_an_exception_does_not_hide_it_behind_a_failed_write(tmp_path
 
     lines: list[str] = []
     monkeypatch.setattr("fgkd_jax.train.array_store.write_manifest", fail)
-    with (
-        pytest.raises(KeyError),
-        Checkpointer(tmp_path, CheckpointOptions(), log=lines.append) as c,
-    ):
-        c.save(2, small(2))
-        raise KeyError("of the loop")
+
+    def loop() -> None:
+        with Checkpointer(tmp_path, CheckpointOptions(), log=lines.append) as checkpointer:
+            checkpointer.save(2, small(2))
+            raise KeyError("of the loop")
+
+    with pytest.raises(KeyError):
+        loop()
     assert len(lines) == 1
     assert "cannot write" in lines[0]
     assert "Permission denied; the last good checkpoint is none" in lines[0]
@@ -525,7 +531,8 @@ die = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL)
 
 def tree(step):
     values = np.random.default_rng(step).normal(size=(3, 300_000)).astype(np.float32)
-    return {"step": jnp.int32(step), "w": list(map(jnp.asarray, values)), "key": jax.random.key(step)}
+    w = list(map(jnp.asarray, values))
+    return {"step": jnp.int32(step), "w": w, "key": jax.random.key(step)}
 
 abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree(0))
 keeper = checkpoint.Checkpointer(directory, checkpoint.CheckpointOptions())
@@ -571,7 +578,7 @@ def test_a_process_killed_at_any_moment_leaves_whole_checkpoints(tmp_path):
     draw = random.Random(0)
     committed = 0
     kills = ["before the manifest", "before the commit", "while an old one is removed"]
-    for where in (*kills, "at random", "at random"):
+    for where in (*kills, "at random"):
         child = start_child(tmp_path, where, 4 if where in kills else 1000)
         lines = [child.stdout.readline()]
         first = int(lines[0].removeprefix("restored "))

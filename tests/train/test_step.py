@@ -163,9 +163,7 @@ def test_counts_are_free_where_they_depend_on_the_batch_alone(mesh):
 def test_frozen_parameters_get_no_gradient(mesh):
     batch, optimizer = make_batch(), optax.sgd(RATE)
     state = make_state(Linear(), optimizer, batch, mesh)
-    step = jax.jit(
-        make_train_step(Linear(), optimizer, trainable={"w": True, "fixed": False})
-    )
+    step = jax.jit(make_train_step(Linear(), optimizer, trainable={"w": True, "fixed": False}))
     new, metrics = step(state, put_batch(batch, mesh=mesh))
     np.testing.assert_array_equal(new.params["fixed"], state.params["fixed"])
     w = np.asarray(state.params["w"], np.float64)
@@ -247,9 +245,7 @@ def test_eight_devices_equal_one():
         saved = state.to_save()
         saved["key"] = jax.random.key_data(saved["key"])
         results.append(jax.device_get((logged, saved)))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *results
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *results)
     for one, eight in zip(results[0][0], results[1][0], strict=True):
         np.testing.assert_allclose(one["loss"], eight["loss"], atol=1e-6)
 

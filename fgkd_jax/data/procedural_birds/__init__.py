@@ -18,7 +18,8 @@ libjpeg-turbo, and what they decode to differs from the drawn pixels by the comp
 to what is drawn bumps `VERSION`, and every figure made with the data set is measured again.
 """
 
-from fgkd_jax.data.procedural_birds.bird import PARTS, Pose, draw_bird, sample_pose
+from fgkd_jax.data.procedural_birds.anatomy import PARTS
+from fgkd_jax.data.procedural_birds.bird import Pose, draw_bird, sample_pose
 from fgkd_jax.data.procedural_birds.builder import CONFIGS, VERSION, ProceduralBirds
 from fgkd_jax.data.procedural_birds.dataset import (
     BirdSource,
@@ -31,8 +32,8 @@ from fgkd_jax.data.procedural_birds.examples import (
     SEED,
     SIZE,
     DrawnExample,
-    draw_example,
     birds_world,
+    draw_example,
 )
 from fgkd_jax.data.procedural_birds.world import (
     ATTRIBUTES,

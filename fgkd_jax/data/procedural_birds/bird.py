@@ -7,12 +7,11 @@ same for all.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 
 import numpy as np
 
-from fgkd_jax.data.procedural_birds import shapes
+from fgkd_jax.data.procedural_birds import anatomy, shapes
 from fgkd_jax.data.procedural_birds.canvas import Canvas, Colour
 from fgkd_jax.data.procedural_birds.streams import Stream
 
@@ -42,46 +41,6 @@ MARK: dict[str, Colour] = {
     "buff": (222, 190, 140),
 }
 DARK: Colour = (62, 44, 34)
-
-PARTS = (
-    "bill", "forehead", "crown", "nape", "eye", "throat", "breast", "belly", "back", "wing",
-    "tail", "legs",
-)  # fmt: skip
-# Where each part is, and the piece of the bird that it turns with.
-_PART_POINTS = {
-    "bill": (0.335, -0.155, "head"),
-    "forehead": (0.268, -0.225, "head"),
-    "crown": (0.215, -0.25, "head"),
-    "nape": (0.12, -0.18, "head"),
-    "eye": (0.245, -0.185, "head"),
-    "throat": (0.25, -0.09, "head"),
-    "breast": (0.19, 0.02, "body"),
-    "belly": (0.0, 0.125, "body"),
-    "back": (0.0, -0.135, "body"),
-    "wing": (-0.1, -0.02, "body"),
-    "tail": (-0.36, 0.085, "tail"),
-    "legs": (0.02, 0.155, "body"),
-}
-# Points that show whether an attribute of the group can be seen.
-_GROUP_POINTS = {
-    "body_colour": [(0.2, -0.13, "head"), (0.17, -0.04, "body"), (0.0, -0.13, "body")],
-    "wing_colour": [(0.05, -0.05, "body"), (-0.1, -0.02, "body"), (-0.2, 0.03, "body")],
-    "belly": [(0.17, 0.05, "body"), (0.05, 0.11, "body"), (-0.1, 0.1, "body")],
-    "bill_shape": [(0.32, -0.155, "head"), (0.335, -0.155, "head"), (0.36, -0.152, "head")],
-    "tail_shape": [(-0.3, 0.07, "tail"), (-0.36, 0.085, "tail"), (-0.42, 0.1, "tail")],
-    "crest": [(0.2, -0.255, "head"), (0.15, -0.235, "head"), (0.17, -0.245, "head")],
-    "breast": [(0.19, 0.0, "body"), (0.13, 0.09, "body"), (0.06, 0.11, "body")],
-    "bill_colour": [(0.32, -0.155, "head"), (0.335, -0.155, "head"), (0.36, -0.152, "head")],
-    "forehead": [(0.255, -0.24, "head"), (0.268, -0.225, "head"), (0.285, -0.205, "head")],
-    "eye_ring": [(0.215, -0.185, "head"), (0.245, -0.155, "head"), (0.275, -0.185, "head")],
-    "brow": [(0.2, -0.235, "head"), (0.165, -0.225, "head"), (0.135, -0.205, "head")],
-    "throat": [(0.275, -0.09, "head"), (0.25, -0.09, "head"), (0.225, -0.075, "head")],
-    "wing_bar": [(-0.02, -0.07, "body"), (-0.045, -0.02, "body"), (-0.05, 0.03, "body")],
-    "tail_tip": [(-0.4, 0.095, "tail"), (-0.44, 0.105, "tail"), (-0.42, 0.1, "tail")],
-    "leg_colour": [(0.025, 0.2, "body"), (0.028, 0.225, "body"), (-0.045, 0.21, "body")],
-}
-_PIVOTS = {"body": (0.0, 0.0), "head": (0.16, -0.12), "tail": (-0.2, 0.03)}
-FEET = (-0.005, 0.272)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +76,7 @@ class Pose:
           float[n, 2], x and y in pixels.
         """
         own = {"body": 0.0, "head": self.head, "tail": self.tail}[piece]
-        turned = shapes.turn(np.asarray(points, np.float64), own, about=_PIVOTS[piece])
+        turned = shapes.turn(np.asarray(points, np.float64), own, about=anatomy.PIVOTS[piece])
         turned = shapes.turn(turned, self.tilt)
         side = -1.0 if self.flip else 1.0
         return turned * (self.length * side, self.length) + (self.x, self.y)
@@ -129,7 +88,9 @@ class Pose:
         )
 
 
-def sample_pose(stream: Stream, *, size: int, shortest: float = 0.28, longest: float = 0.45) -> Pose:
+def sample_pose(
+    stream: Stream, *, size: int, shortest: float = 0.26, longest: float = 0.42
+) -> Pose:
     """Draws a pose that keeps the bird inside a square picture.
 
     Args:
@@ -157,13 +118,13 @@ def sample_pose(stream: Stream, *, size: int, shortest: float = 0.28, longest: f
 
 def part_points(pose: Pose) -> np.ndarray:
     """Returns where the parts (`PARTS`) of a bird are: float[parts, 2], x and y in pixels."""
-    return pose.locate([_PART_POINTS[part] for part in PARTS])
+    return pose.locate([anatomy.PART_POINTS[part] for part in anatomy.PARTS])
 
 
 def group_points(pose: Pose) -> np.ndarray:
     """Returns points on each attribute group's region: float[groups, 3, 2], x and y in pixels."""
-    triples = [point for points in _GROUP_POINTS.values() for point in points]
-    return pose.locate(triples).reshape(len(_GROUP_POINTS), 3, 2)
+    triples = [point for points in anatomy.GROUP_POINTS.values() for point in points]
+    return pose.locate(triples).reshape(len(anatomy.GROUP_POINTS), 3, 2)
 
 
 def draw_bird(canvas: Canvas, traits: Mapping[str, str], pose: Pose, stream: Stream) -> None:
@@ -216,175 +177,79 @@ class _Painter:
         colour = MARK[self.traits["leg_colour"]]
         for x, shade in ((-0.055, 82), (0.02, 100)):
             leg = _scale(colour, shade)
-            self.fill(shapes.stroke((x, 0.13), (x + 0.01, 0.268), 0.026), leg)
+            self.fill(shapes.stroke((x, 0.13), (x + 0.01, 0.268), 0.018), leg)
             for toe, lift in ((0.06, 0.004), (0.035, 0.016), (-0.035, 0.01)):
                 end = (x + 0.01 + toe, 0.272 + lift)
-                self.fill(shapes.stroke((x + 0.01, 0.262), end, 0.02), leg)
+                self.fill(shapes.stroke((x + 0.01, 0.262), end, 0.015), leg)
 
     def tail(self) -> None:
         shape = self.traits["tail_shape"]
-        outline, bands, feathers = _TAILS[shape]
+        outline, bands, feathers = anatomy.TAILS[shape]
         base = _scale(self.wing, 82)
-        self.fill(_tail_points(outline), base, "tail")
-        for line in feathers:
-            self.fill(_tail_points(shapes.stroke(*line, 0.009)), _scale(base, 70), "tail")
-        tip = self.mark("tail_tip")
-        for band in bands if tip else ():
-            self.fill(_tail_points(band), tip, "tail")
+        self.fill(anatomy.tail_points(outline), base, "tail")
+        for root, end in feathers:
+            self.fill(
+                anatomy.tail_points(shapes.stroke(root, end, 0.009)), _scale(base, 70), "tail"
+            )
+        if tip := self.mark("tail_tip"):
+            for band in bands:
+                self.fill(anatomy.tail_points(band), tip, "tail")
 
     def trunk(self) -> None:
-        self.fill(_TRUNK, self.body)
+        self.fill(anatomy.TRUNK, self.body)
         for _ in range(26):
             x, y = self.stream.uniform(-0.16, 0.2), self.stream.uniform(-0.1, 0.1)
             shade = _scale(self.body, self.stream.choice((86, 90, 108, 112)))
             self.fill(shapes.stroke((x, y), (x - 0.035, y + 0.015), 0.014), shade)
         if self.traits["belly"] != "like_body":
-            self.fill(_BELLY, MARK[self.traits["belly"]])
+            self.fill(anatomy.BELLY, MARK[self.traits["belly"]])
         pattern = self.traits["breast"]
-        for x, y in _SPOTS if pattern != "plain" else ():
+        for x, y in anatomy.SPOTS if pattern != "plain" else ():
             if pattern == "spotted":
                 self.fill(shapes.ellipse(x, y, 0.013, 0.013, steps=10), DARK)
             else:
-                self.fill(shapes.stroke((x + 0.012, y - 0.026), (x - 0.006, y + 0.026), 0.013), DARK)
+                self.fill(
+                    shapes.stroke((x + 0.012, y - 0.026), (x - 0.006, y + 0.026), 0.013), DARK
+                )
 
     def crest(self) -> None:
-        for spike in _CRESTS[self.traits["crest"]]:
+        for spike in anatomy.CRESTS[self.traits["crest"]]:
             self.fill(np.array(spike), _scale(self.body, 90), "head")
 
     def bill(self) -> None:
         colour = MARK[self.traits["bill_colour"]]
-        upper, lower = _BILLS[self.traits["bill_shape"]]
-        self.fill(np.array(lower), _scale(colour, 78), "head")
-        self.fill(np.array(upper), colour, "head")
+        upper, lower = anatomy.BILLS[self.traits["bill_shape"]]
+        self.fill(lower, _scale(colour, 78), "head")
+        self.fill(upper, colour, "head")
 
     def face(self) -> None:
         if throat := self.mark("throat"):
-            self.fill(_THROAT, throat, "head")
+            self.fill(anatomy.THROAT, throat, "head")
         if forehead := self.mark("forehead"):
-            self.fill(_FOREHEAD, forehead, "head")
+            self.fill(anatomy.FOREHEAD, forehead, "head")
         if brow := self.mark("brow"):
-            self.fill(_BROW, brow, "head")
+            self.fill(anatomy.BROW, brow, "head")
         x, y = 0.245, -0.185
         if ring := self.mark("eye_ring"):
-            self.fill(shapes.ellipse(x, y, 0.04, 0.04), ring, "head")
+            self.fill(shapes.ellipse(x, y, 0.038, 0.038), ring, "head")
         else:
             self.fill(shapes.ellipse(x, y, 0.027, 0.027), _scale(self.body, 72), "head")
-        self.fill(shapes.ellipse(x, y, 0.022, 0.022), (16, 14, 16), "head")
-        self.fill(shapes.ellipse(x + 0.007, y - 0.008, 0.007, 0.007, steps=8), (250, 250, 250), "head")
+        self.fill(shapes.ellipse(x, y, 0.021, 0.021), (16, 14, 16), "head")
+        self.fill(
+            shapes.ellipse(x + 0.007, y - 0.008, 0.007, 0.007, steps=8), (250, 250, 250), "head"
+        )
 
     def folded_wing(self) -> None:
-        self.fill(_WING + (0.006, 0.02), _scale(self.body, 70))
-        self.fill(_WING, self.wing)
-        for x, y, end_x, end_y in _FLIGHT:
+        self.fill(shapes.moved(anatomy.WING_OUTLINE, 0.006, 0.02), _scale(self.body, 70))
+        self.fill(anatomy.WING_OUTLINE, self.wing)
+        for x, y, end_x, end_y in anatomy.FLIGHT_FEATHERS:
             self.fill(shapes.stroke((x, y), (end_x, end_y), 0.01), _scale(self.wing, 66))
-        self.fill(_COVERTS, _scale(self.wing, 116))
+        self.fill(anatomy.COVERTS, _scale(self.wing, 116))
         for row in range(3):
             for column in range(3):
                 x, y = 0.085 - 0.045 * column + 0.012 * row, -0.07 + 0.036 * row
-                self.fill(shapes.stroke((x, y), (x - 0.026, y + 0.008), 0.01), _scale(self.wing, 84))
+                self.fill(
+                    shapes.stroke((x, y), (x - 0.026, y + 0.008), 0.01), _scale(self.wing, 84)
+                )
         if bar := self.mark("wing_bar"):
-            self.fill(_WING_BAR, bar)
-
-
-def _tail_points(points: np.ndarray | list[tuple[float, float]]) -> np.ndarray:
-    """From tail coordinates (along the tail, across it) to the bird's."""
-    return shapes.turn(np.asarray(points, np.float64), math.pi - 0.24) + _PIVOTS["tail"]
-
-
-def _fan() -> tuple[np.ndarray, list[np.ndarray]]:
-    rim = shapes.arc(-0.02, 0, 0.34, 0.34, -0.36, 0.36)
-    inner = shapes.arc(-0.02, 0, 0.285, 0.285, 0.36, -0.36)
-    root = np.array([(-0.04, 0.04), (-0.04, -0.04)])
-    return np.concatenate([rim, root]), [np.concatenate([rim, inner])]
-
-
-def _tails() -> dict[str, tuple]:
-    fan, fan_band = _fan()
-    forked = [(-0.04, -0.045), (0.36, -0.1), (0.39, -0.085), (0.25, 0.0), (0.39, 0.085),
-              (0.36, 0.1), (-0.04, 0.045)]  # fmt: skip
-    prongs = [
-        np.array([(0.3, -0.092), (0.36, -0.1), (0.39, -0.085), (0.285, -0.021)]),
-        np.array([(0.3, 0.092), (0.36, 0.1), (0.39, 0.085), (0.285, 0.021)]),
-    ]
-    pointed = [(-0.04, -0.045), (0.2, -0.055), (0.4, -0.01), (0.4, 0.01), (0.2, 0.055), (-0.04, 0.045)]
-    point = [np.array([(0.27, -0.039), (0.4, -0.01), (0.4, 0.01), (0.27, 0.039)])]
-    square = [(-0.04, -0.045), (0.3, -0.06), (0.3, 0.06), (-0.04, 0.045)]
-    end = [np.array([(0.235, -0.057), (0.3, -0.06), (0.3, 0.06), (0.235, 0.057)])]
-    lines = [((0.02, 0.0), (0.24, 0.0)), ((0.02, 0.015), (0.24, 0.026)), ((0.02, -0.015), (0.24, -0.026))]
-    return {
-        "fan": (fan, fan_band, lines),
-        "forked": (forked, prongs, lines[1:]),
-        "pointed": (pointed, point, lines[:1]),
-        "square": (square, end, lines),
-    }
-
-
-_TAILS = _tails()
-_TRUNK = shapes.smooth(
-    [(0.06, -0.165), (-0.08, -0.125), (-0.19, -0.04), (-0.255, 0.035), (-0.2, 0.1), (-0.08, 0.158),
-     (0.05, 0.168), (0.16, 0.12), (0.238, 0.02), (0.27, -0.08), (0.17, -0.2)]
-)  # fmt: skip
-_BELLY = shapes.smooth(
-    [(0.228, 0.0), (0.155, 0.102), (0.05, 0.152), (-0.08, 0.143), (-0.18, 0.09), (-0.1, 0.05),
-     (0.05, 0.055), (0.15, 0.02)]
-)  # fmt: skip
-_SPOTS = [(0.19, 0.03), (0.145, 0.075), (0.205, -0.025), (0.09, 0.11), (0.03, 0.125), (0.15, 0.015),
-          (0.1, 0.06), (-0.03, 0.115)]  # fmt: skip
-_WING = shapes.smooth(
-    [(0.13, -0.085), (0.05, -0.13), (-0.08, -0.1), (-0.22, -0.02), (-0.37, 0.08), (-0.22, 0.078),
-     (-0.08, 0.078), (0.06, 0.058), (0.13, -0.01)]
-)  # fmt: skip
-_COVERTS = shapes.smooth(
-    [(0.12, -0.08), (0.05, -0.118), (-0.02, -0.1), (-0.05, -0.02), (-0.04, 0.05), (0.06, 0.045),
-     (0.12, -0.01)]
-)  # fmt: skip
-_FLIGHT = [(-0.04, -0.07, -0.2, 0.0), (-0.05, -0.03, -0.28, 0.045), (-0.05, 0.01, -0.27, 0.062),
-           (-0.05, 0.045, -0.24, 0.07)]  # fmt: skip
-_WING_BAR = shapes.ribbon(
-    np.array([(-0.015, -0.105), (-0.04, -0.06), (-0.052, -0.005), (-0.05, 0.06)]),
-    np.array([0.03, 0.036, 0.036, 0.03]),
-)
-_THROAT = shapes.smooth(
-    [(0.302, -0.118), (0.282, -0.072), (0.245, -0.05), (0.205, -0.055), (0.225, -0.09), (0.262, -0.118)]
-)
-_FOREHEAD = np.concatenate(
-    [
-        shapes.arc(0.205, -0.165, 0.112, 0.108, -1.25, -0.2, steps=10),
-        shapes.arc(0.205, -0.165, 0.068, 0.066, -0.55, -1.25, steps=8),
-    ]
-)
-_BROW = shapes.ribbon(
-    np.array([(0.232, -0.238), (0.19, -0.24), (0.15, -0.222), (0.118, -0.188)]),
-    np.array([0.022, 0.03, 0.03, 0.02]),
-)
-_CRESTS: dict[str, list] = {
-    "smooth": [],
-    "crested": [[(0.235, -0.262), (0.17, -0.3), (0.05, -0.345), (0.085, -0.27), (0.1, -0.19)]],
-    "tufted": [
-        [(0.25, -0.25), (0.265, -0.35), (0.205, -0.262)],
-        [(0.22, -0.26), (0.205, -0.365), (0.165, -0.255)],
-        [(0.18, -0.255), (0.145, -0.345), (0.125, -0.225)],
-    ],
-}
-# Upper and lower half of each bill; the base is hidden by the head.
-_BILLS: dict[str, tuple[list, list]] = {
-    "conical": (
-        [(0.28, -0.2), (0.32, -0.196), (0.395, -0.152), (0.28, -0.15)],
-        [(0.28, -0.15), (0.395, -0.152), (0.325, -0.118), (0.28, -0.115)],
-    ),
-    "dagger": (
-        [(0.28, -0.182), (0.33, -0.178), (0.445, -0.154), (0.28, -0.153)],
-        [(0.28, -0.153), (0.445, -0.154), (0.33, -0.13), (0.28, -0.128)],
-    ),
-    "hooked": (
-        [(0.28, -0.195), (0.335, -0.196), (0.385, -0.18), (0.4, -0.15), (0.392, -0.112),
-         (0.374, -0.138), (0.35, -0.15), (0.28, -0.15)],
-        [(0.28, -0.15), (0.35, -0.15), (0.362, -0.138), (0.33, -0.122), (0.28, -0.12)],
-    ),
-    "curved": (
-        [(0.28, -0.18), (0.34, -0.178), (0.4, -0.155), (0.448, -0.105), (0.4, -0.136),
-         (0.34, -0.156), (0.28, -0.158)],
-        [(0.28, -0.158), (0.34, -0.156), (0.4, -0.136), (0.448, -0.105), (0.39, -0.122),
-         (0.335, -0.138), (0.28, -0.136)],
-    ),
-}  # fmt: skip
+            self.fill(anatomy.WING_BAR, bar)

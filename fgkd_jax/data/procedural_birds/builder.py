@@ -12,7 +12,7 @@ import tqdm
 from etils import epath
 
 from fgkd_jax.data.procedural_birds import examples
-from fgkd_jax.data.procedural_birds.bird import PARTS
+from fgkd_jax.data.procedural_birds.anatomy import PARTS
 from fgkd_jax.data.procedural_birds.records import Record, draw_records
 from fgkd_jax.data.procedural_birds.world import ATTRIBUTES
 
@@ -89,9 +89,7 @@ class ProceduralBirds(tfds.core.GeneratorBasedBuilder):
                     "id": np.int32,
                     "name": features.Text(),
                     "attributes": features.Tensor(shape=(len(ATTRIBUTES),), dtype=np.float32),
-                    "visible_attributes": features.Tensor(
-                        shape=(len(ATTRIBUTES),), dtype=np.uint8
-                    ),
+                    "visible_attributes": features.Tensor(shape=(len(ATTRIBUTES),), dtype=np.uint8),
                     "parts": features.Tensor(shape=(len(PARTS), 3), dtype=np.float32),
                     "bbox": features.Tensor(shape=(4,), dtype=np.float32),
                 }

@@ -8,6 +8,7 @@ import io
 import operator
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,11 @@ import tensorflow_datasets as tfds
 
 from fgkd_jax.data.base import DatasetInfo, Example, SplitSources, fingerprint
 from fgkd_jax.data.procedural_birds import examples
-from fgkd_jax.data.procedural_birds.bird import PARTS
+from fgkd_jax.data.procedural_birds.anatomy import PARTS
 from fgkd_jax.data.procedural_birds.builder import (
     CONFIGS,
     SPLITS,
     VERSION,
-    BirdsConfig,
     ProceduralBirds,
     default_workers,
 )
@@ -100,8 +100,8 @@ def build_birds(
             workers=default_workers() if workers is None else workers,
             progress=progress,
         )
-        with _quiet():
-            builder.download_and_prepare()
+        with _quiet(), tempfile.TemporaryDirectory() as nothing:
+            builder.download_and_prepare(download_dir=nothing)
 
 
 def birds_folder(data_dir: str | os.PathLike[str], *, config: str = "classification") -> Path:

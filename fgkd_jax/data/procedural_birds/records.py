@@ -13,7 +13,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
@@ -102,7 +102,7 @@ def _stop(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def _receive(pipe: BinaryIO, process: subprocess.Popen) -> Any:
+def _receive(pipe: IO[bytes], process: subprocess.Popen) -> Any:
     try:
         return receive(pipe)
     except EOFError:
@@ -110,7 +110,7 @@ def _receive(pipe: BinaryIO, process: subprocess.Popen) -> Any:
         raise RuntimeError(f"a drawing process ended early, with exit status {status}") from None
 
 
-def send(pipe: BinaryIO, value: Any) -> None:
+def send(pipe: IO[bytes], value: Any) -> None:
     """Writes a value to a pipe: its length, then its pickle."""
     data = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
     pipe.write(_LENGTH.pack(len(data)))
@@ -118,7 +118,7 @@ def send(pipe: BinaryIO, value: Any) -> None:
     pipe.flush()
 
 
-def receive(pipe: BinaryIO) -> Any:
+def receive(pipe: IO[bytes]) -> Any:
     """Reads a value that `send` wrote; EOFError when the other side has gone."""
     header = pipe.read(_LENGTH.size)
     if len(header) < _LENGTH.size:

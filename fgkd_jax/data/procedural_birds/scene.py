@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from fgkd_jax.data.procedural_birds import shapes
-from fgkd_jax.data.procedural_birds.bird import BODY, FEET, MARK, Pose
+from fgkd_jax.data.procedural_birds.anatomy import FEET
+from fgkd_jax.data.procedural_birds.bird import BODY, MARK, Pose
 from fgkd_jax.data.procedural_birds.canvas import Canvas, Colour
 from fgkd_jax.data.procedural_birds.streams import Stream
 
@@ -132,7 +133,8 @@ def leaf(canvas: Canvas, stream: Stream, x: float, y: float, length: float) -> N
     canvas.polygon(outline, colour)
     tip = outline[8]
     canvas.polygon(np.concatenate([outline[9:], [[x, y]], [tip]]), _shade(colour, 84))
-    canvas.polygon(shapes.stroke((x, y), (tip[0], tip[1]), max(0.8, length * 0.03)), _shade(colour, 126))
+    rib = shapes.stroke((x, y), (tip[0], tip[1]), max(0.8, length * 0.03))
+    canvas.polygon(rib, _shade(colour, 126))
 
 
 def berry(canvas: Canvas, stream: Stream, colour: Colour, radius: float) -> None:
@@ -145,7 +147,9 @@ def berry(canvas: Canvas, stream: Stream, colour: Colour, radius: float) -> None
         shapes.ellipse(x - radius * 0.12, y - radius * 0.14, inner, inner, steps=steps), colour
     )
     if radius > 2:
-        glint = shapes.ellipse(x - radius * 0.35, y - radius * 0.4, radius * 0.2, radius * 0.2, steps=8)
+        glint = shapes.ellipse(
+            x - radius * 0.35, y - radius * 0.4, radius * 0.2, radius * 0.2, steps=8
+        )
         canvas.polygon(glint, (250, 250, 248))
 
 
@@ -158,7 +162,7 @@ def speck(canvas: Canvas, stream: Stream) -> None:
     canvas.polygon(shapes.ellipse(x, y, long, wide, tilt=tilt, steps=14), colour)
 
 
-def behind(canvas: Canvas, stream: Stream, poses: Sequence[Pose], *, specks: int = 16) -> None:
+def behind(canvas: Canvas, stream: Stream, poses: Sequence[Pose], *, specks: int = 20) -> None:
     """Draws everything that is behind the birds, with a perch under the feet of each.
 
     Args:

@@ -49,13 +49,23 @@ def arc(
     """
     angle = np.linspace(start, stop, steps)
     points = np.stack([rx * np.cos(angle), ry * np.sin(angle)], axis=1)
-    return turn(points, tilt) + (x, y)
+    return moved(turn(points, tilt), x, y)
 
 
 def turn(points: np.ndarray, angle: float, *, about: tuple[float, float] = (0, 0)) -> np.ndarray:
     """Returns the points turned by an angle in radians, from x towards y, about a centre."""
     c, s = math.cos(angle), math.sin(angle)
     return (points - about) @ np.array([[c, s], [-s, c]]) + about
+
+
+def scaled(points: np.ndarray, factor: float, *, about: tuple[float, float]) -> np.ndarray:
+    """Returns the points moved towards a centre (factor < 1) or away from it."""
+    return (points - np.array(about)) * factor + np.array(about)
+
+
+def moved(points: np.ndarray, x: float, y: float) -> np.ndarray:
+    """Returns the points moved by (x, y)."""
+    return points + np.array([x, y])
 
 
 def ribbon(path: np.ndarray, widths: np.ndarray) -> np.ndarray:
@@ -79,7 +89,9 @@ def stroke(start: tuple[float, float], stop: tuple[float, float], width: float) 
     (x0, y0), (x1, y1) = start, stop
     half = width / 2 / math.hypot(x1 - x0, y1 - y0)
     dx, dy = (y0 - y1) * half, (x1 - x0) * half
-    return np.array([(x0 + dx, y0 + dy), (x1 + dx, y1 + dy), (x1 - dx, y1 - dy), (x0 - dx, y0 - dy)])
+    return np.array(
+        [(x0 + dx, y0 + dy), (x1 + dx, y1 + dy), (x1 - dx, y1 - dy), (x0 - dx, y0 - dy)]
+    )
 
 
 def leaf(x: float, y: float, length: float, width: float, angle: float) -> np.ndarray:
@@ -88,4 +100,4 @@ def leaf(x: float, y: float, length: float, width: float, angle: float) -> np.nd
     bulge = np.sin(math.pi * t**0.8) * width / 2
     upper = np.stack([t * length, -bulge], axis=1)
     lower = np.stack([t[::-1] * length, bulge[::-1]], axis=1)
-    return turn(np.concatenate([upper, lower]), angle) + (x, y)
+    return moved(turn(np.concatenate([upper, lower]), angle), x, y)

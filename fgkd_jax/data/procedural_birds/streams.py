@@ -23,7 +23,8 @@ class Stream:
     """
 
     def __init__(self, *key: int) -> None:
-        self._bits = np.random.Philox(np.random.SeedSequence(list(key)))
+        # With its length: `SeedSequence` takes a key and the same with zeros after it for one.
+        self._bits = np.random.Philox(np.random.SeedSequence([len(key), *key]))
 
     def unit(self) -> float:
         """Returns a number in [0, 1), a multiple of 2^-53."""

@@ -34,7 +34,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = types.MappingProxyType(
         "brow": ("none", "black", "white"),
         "throat": ("plain", "white", "black", "yellow"),
         "wing_bar": ("none", "white", "yellow"),
-        "tail_tip": ("plain", "white", "black"),
+        "tail_tip": ("plain", "white", "yellow"),
         "leg_colour": ("black", "orange", "ivory"),
     }
 )

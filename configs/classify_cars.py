@@ -1,0 +1,53 @@
+"""fgkd train --config configs/classify_cars.py --workdir runs/cars --config.pretrained.path=WEIGHTS
+
+ResNet-50 from ImageNet weights on Stanford Cars at 448 x 448 pixels, 100 epochs. The data set is
+prepared by TensorFlow Datasets.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(backbone="resnet50"):
+    """Returns the config.
+
+    Args:
+      backbone: name of the backbone.
+    """
+    return ConfigDict(
+        {
+            "seed": 0,
+            "method": {
+                "name": "classifier",
+                "backbone": {"name": backbone, "norm_groups": 1, "dtype": "bfloat16"},
+                "label_smoothing": 0.1,
+            },
+            "data": {
+                "dataset": "tfds/cars196",
+                "image_size": 448,
+                "train_geometry": "random_crop",
+                "eval_geometry": "center_crop",
+                "num_workers": 8,
+            },
+            "optim": {
+                "name": "sgd",
+                "learning_rate": 0.008,
+                "momentum": 0.9,
+                "nesterov": True,
+                "schedule": "cosine",
+                "warmup_steps": 1270,
+                "weight_decay": 1e-4,
+            },
+            "train": {
+                "steps": 25400,
+                "batch_size": 32,
+                "eval_batch_size": 32,
+                "log_every": 100,
+            },
+            "checkpoint": {"every_steps": 508},
+            "report": {
+                "title": "ResNet-50, 448 x 448",
+                "paper": "not quoted: no run yet",
+                "figures": ("accuracy",),
+            },
+        }
+    )

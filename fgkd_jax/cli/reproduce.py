@@ -59,7 +59,9 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
         raise UserError("fgkd reproduce needs one config; see fgkd reproduce --help")
     experiment = load_config(names[0], overrides)
     session.use_platform(values["device"].value)
-    folder = Path(values["workdir"].value) / names[0].replace(":", "-").removesuffix(".py")
+    config, _, argument = names[0].partition(":")
+    stem = Path(config).stem + (f"-{argument}" if argument else "")
+    folder = Path(values["workdir"].value) / stem
     seeds = values["seeds"].value
     summaries = []
     for seed in range(seeds):

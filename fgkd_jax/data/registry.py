@@ -160,6 +160,7 @@ _BIRDS = Opener(_open_birds, _check_birds, _build_birds)
 
 DATASETS: Mapping[str, Opener] = {
     "procedural_birds/classification": _BIRDS,
+    "procedural_birds/tiny": _BIRDS,
     "cub200_2011": _from_files(lambda _, data_dir: cub.inspect(data_dir), cub.WHERE),
     "cifar10": _from_files(cifar.inspect, cifar.WHERE),
     "cifar100": _from_files(cifar.inspect, cifar.WHERE),

@@ -1,7 +1,8 @@
 """Data sets that TensorFlow Datasets has prepared, read without TensorFlow.
 
-They must have been prepared as `array_record`, for which TFDS may need TensorFlow. Our splits
-are TFDS's, except that the images tested on are those whose labels are public:
+They must have been prepared as `array_record`, for which TFDS needs more than this library
+installs (`importlib_resources`, for some TensorFlow). Our splits are TFDS's, except that the images
+tested on are those whose labels are public:
 
 | TFDS name | `train` | `validation` | `test` |
 |---|---|---|---|
@@ -119,10 +120,13 @@ def how_to_prepare(name: str, data_dir: str | None) -> str:
       data_dir: where TFDS keeps its data; None is TFDS's default.
 
     Returns:
-      A shell command with a word before it.
+      A shell command, and what it needs.
     """
     where = f" --data_dir={data_dir}" if data_dir else ""
-    return f"prepare it with: tfds build {name} --file_format=array_record{where}"
+    return (
+        f"prepare it with: tfds build {name} --file_format=array_record{where} "
+        "(after: pip install tensorflow importlib_resources)"
+    )
 
 
 def split_roles(name: str, available: Mapping[str, Any]) -> dict[str, str]:
@@ -165,9 +169,9 @@ def _builder(name: str, data_dir: str | None) -> Any:
         known = tfds.list_builders(with_community_datasets=False)
         hint = nearest(name, known).partition("; expected one of")[0]
         raise UserError(f"TFDS knows no data set {name!r}{hint}") from None
-    except (ValueError, TypeError, OSError, ImportError, AttributeError) as error:
+    except Exception as error:  # TFDS raises AssertionError and more for a wrong name
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"TFDS cannot open {name!r}: {reason[0]}") from None
+        raise UserError(f"TFDS cannot open {name!r}: {reason[0]}") from error
     if not builder.info.splits:
         raise UserError(
             f"tfds/{name} is not prepared as array_record (looked in {builder.data_dir}); "

@@ -38,7 +38,7 @@ def make_backbone(name: str, **options: Any) -> Backbone:
       The module, without variables.
 
     Raises:
-      UserError: no such backbone, no such option, or a value out of range.
+      UserError: no such backbone, no such option, or a value of another type or out of range.
 
     Example:
       >>> make_backbone("resnet18", strides=(1, 1, 2, 1)).num_stages
@@ -48,12 +48,24 @@ def make_backbone(name: str, **options: Any) -> Backbone:
         raise UserError(f"backbone {name!r}{nearest(name, BACKBONES)}")
     make = BACKBONES[name]
     module: Any = make.func if isinstance(make, partial) else make
-    valid = {field.name for field in dataclasses.fields(module)} - {"parent", "name"}
-    for option in options:
+    defaults = {field.name: field.default for field in dataclasses.fields(module)}
+    valid = defaults.keys() - {"parent", "name"}
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    for option, value in values.items():
         if option not in valid:
             raise UserError(f"backbone {name}: option {option!r}{nearest(option, valid)}")
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+        if option != "dtype" and not _is_like(value, defaults[option]):
+            kind = type(defaults[option]).__name__
+            kind = "tuple of int" if kind == "tuple" else kind
+            raise UserError(f"backbone {name}: {option}={value!r}; expected {kind}")
     return make(**values)
+
+
+def _is_like(value: object, default: object) -> bool:
+    """Whether an option's value is of its default's type; a whole number may stand for a float."""
+    if isinstance(default, tuple):
+        return isinstance(value, tuple) and all(type(item) is int for item in value)
+    return type(value) is type(default) or (isinstance(default, float) and type(value) is int)
 
 
 def feature_shapes(

@@ -13,7 +13,7 @@ Source: Sandler et al., "MobileNetV2: inverted residuals and linear bottlenecks"
 """
 
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -59,8 +59,8 @@ class MobileNetV2(Backbone):
     """
 
     width: float = 1.0
-    norm: Literal["batch", "folded"] = "batch"
-    padding: Literal["symmetric", "same"] = "symmetric"
+    norm: str = "batch"
+    padding: str = "symmetric"
     activation_clamps: bool = False
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ bottleneck sits in its 3x3 convolution ("v1.5"), as in torchvision.
 """
 
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -47,7 +47,7 @@ class ResNet(Backbone):
     stage_sizes: tuple[int, ...] = (2, 2, 2, 2)
     bottleneck: bool = False
     width: int = 64
-    stem: Literal["imagenet", "small"] = "imagenet"
+    stem: str = "imagenet"
     strides: tuple[int, ...] = (1, 2, 2, 2)
     dilations: tuple[int, ...] = (1, 1, 1, 1)
     zero_init_residual: bool = False

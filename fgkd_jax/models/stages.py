@@ -35,7 +35,7 @@ class Backbone(nn.Module):
         """Checks the options that all backbones share."""
         name = type(self).__name__
         check_at_least(name, 1, {"norm_groups": self.norm_groups})
-        if not jnp.issubdtype(jnp.dtype(self.dtype), jnp.floating):
+        if not _is_floating(self.dtype):
             raise UserError(f"{name}: dtype={self.dtype}; expected a floating type")
         try:
             re.compile(self.frozen_norm)
@@ -88,6 +88,13 @@ class Backbone(nn.Module):
             x = self.stage(index)(x, train)
             outputs.append(x)
         return tuple(outputs)
+
+
+def _is_floating(dtype: DTypeLike) -> bool:
+    try:
+        return bool(jnp.issubdtype(jnp.dtype(dtype), jnp.floating))
+    except TypeError:  # not the name of a type
+        return False
 
 
 def maybe_remat(module: type[nn.Module], remat: bool) -> type[nn.Module]:

@@ -2,6 +2,7 @@
 
 import collections
 import importlib.util
+import io
 import json
 import math
 import os
@@ -9,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import tqdm
@@ -55,10 +56,10 @@ class MetricsWriter:
             return
         self._path = Path(workdir) / FILE_NAME
         with one_line(f"cannot write {self._path}"):
+            self._board = _open_board(tensorboard, workdir, resume_step)
             self._path.parent.mkdir(parents=True, exist_ok=True)
             _drop_after(self._path, resume_step)
             self._file = self._path.open("ab", buffering=0)
-        self._board = _open_board(tensorboard, workdir, resume_step)
 
     def __enter__(self) -> "MetricsWriter":
         """Returns itself."""
@@ -120,7 +121,7 @@ class Progress:
         enabled: bool = True,
         interval: float = 30.0,
         window: int = 20,
-        stream: TextIO | None = None,
+        stream: io.TextIOBase | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Starts at a step.
@@ -143,7 +144,7 @@ class Progress:
         self._line_at: float | None = None
         self._shown: int | None = None
         self._loss: float | None = None
-        self._stream = stream if stream is not None else sys.stderr
+        self._stream: Any = stream if stream is not None else sys.stderr
         self._enabled = enabled
         self._bar = None
         if enabled and self._stream.isatty():

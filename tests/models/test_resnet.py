@@ -136,8 +136,7 @@ def batch(size=64, examples=4):
     return jnp.asarray(x), np.arange(examples) % CLASSES
 
 
-@pytest.mark.parametrize("case", ["resnet18", "resnet50"])
-@pytest.mark.parametrize("size", [64, 57])
+@pytest.mark.parametrize(("case", "size"), [("resnet18", 57), ("resnet50", 64)])
 def test_converted_weights_give_pytorchs_logits(converted, case, size):
     torch, theirs, ours, variables = converted(case)
     x, _ = batch(size)
@@ -208,36 +207,38 @@ TINY = {"stage_sizes": (1, 1, 1), "strides": (1, 2, 2), "dilations": (1, 1, 1), 
 
 @functools.cache
 def tiny(**options):
+    """A small network, images and variables of any values: initialisers take long to compile."""
     backbone = make_backbone("resnet18", **{**TINY, **options})
     x = batch(16, 2)[0]
-    return backbone, x, jax.jit(functools.partial(backbone.init, train=False))(jax.random.key(0), x)
+    shapes = jax.eval_shape(functools.partial(backbone.init, train=False), jax.random.key(0), x)
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda s: jnp.asarray(rng.uniform(0.1, 0.4, s.shape), s.dtype), shapes)
+    params = jax.tree.map(lambda p: p - 0.25 if p.ndim > 1 else p, variables["params"])
+    return backbone, x, {**variables, "params": params}
 
 
-@pytest.mark.parametrize("cut", [1, 2, 3])
+@functools.cache
+def runner(backbone, *, train, **stages):
+    """The network compiled; in training it returns the new statistics too."""
+    mutable = ["batch_stats"] if train else False
+    return jax.jit(functools.partial(backbone.apply, train=train, mutable=mutable, **stages))
+
+
+def assert_close(one, other, atol=1e-5):
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=atol), one, other)
+
+
+@pytest.mark.parametrize("cut", [1, 2])
 def test_the_stages_in_two_parts_are_the_whole_network(cut):
     backbone, x, variables = tiny()
-
-    def whole(v, x):
-        return backbone.apply(v, x, train=True, mutable=["batch_stats"])
-
-    def parts(v, x):
-        apply = functools.partial(backbone.apply, train=True, mutable=["batch_stats"])
-        first, new = apply(v, x, stop=cut)
-        second, newer = apply({**v, **new}, first[-1], start=cut)
-        return (*first, *second), newer
-
-    (out, new), (out_parts, new_parts) = jax.jit(whole)(variables, x), jax.jit(parts)(variables, x)
-    assert len(out) == len(out_parts) == backbone.num_stages == 4
-    for one, other in zip(out, out_parts, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5)
-    later = [f"stage{s}" for s in range(max(cut, 1), 4)]
-    assert set(new_parts["batch_stats"]) >= set(later)
-    for stage in later:
-        jax.tree.map(
-            functools.partial(np.testing.assert_allclose, atol=1e-5),
-            new["batch_stats"][stage],
-            new_parts["batch_stats"][stage],
-        )
+    out, new = runner(backbone, train=True)(variables, x)
+    first, new_first = runner(backbone, train=True, stop=cut)(variables, x)
+    last, new_last = runner(backbone, train=True, start=cut)(variables, first[-1])
+    assert (len(first), len(last)) == (cut, backbone.num_stages - cut)
+    assert_close((*first, *last), out)
+    for index, stage in enumerate(("stem", "stage1", "stage2", "stage3")):
+        part = new_first if index < cut else new_last
+        assert_close(part["batch_stats"][stage], new["batch_stats"][stage])
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 0), (2, 1), (-1, 2), (0, 5), (4, None)])
@@ -253,10 +254,10 @@ def test_dilation_in_place_of_stride_keeps_the_values_at_every_other_position(bo
     strided, x, variables = tiny(**sizes)
     dilated, *_ = tiny(**sizes, strides=(1, 2, 1), dilations=(1, 1, 2))
     x = jnp.concatenate([x, x[:, ::-1]], axis=1)
-    sparse = strided.apply(variables, x, train=False)[-1]
-    dense = dilated.apply(variables, x, train=False)[-1]
+    sparse = runner(strided, train=False)(variables, x)[-1]
+    dense = runner(dilated, train=False)(variables, x)[-1]
     assert dense.shape[1:3] == (4, 2)
-    np.testing.assert_allclose(dense[:, ::2, ::2], sparse, atol=1e-5)
+    np.testing.assert_allclose(dense[:, ::2, ::2], sparse, rtol=1e-4, atol=1e-5)
 
 
 def test_recomputed_stages_have_the_same_names_values_and_gradients():
@@ -270,64 +271,67 @@ def test_recomputed_stages_have_the_same_names_values_and_gradients():
         )
         return jnp.sum(out[-1] ** 2), new
 
-    results = [
-        jax.jit(jax.value_and_grad(functools.partial(loss, backbone=one), has_aux=True))(
-            variables["params"]
-        )
+    functions = [
+        jax.value_and_grad(functools.partial(loss, backbone=one), has_aux=True)
         for one in (plain, again)
     ]
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), *results)
-    text = str(jax.make_jaxpr(jax.grad(lambda p: loss(p, again)[0]))(variables["params"]))
-    assert "checkpoint" in text or "remat" in text
+    assert_close(*(jax.jit(function)(variables["params"]) for function in functions), atol=1e-3)
+    marks = [str(jax.make_jaxpr(f)(variables["params"])).count("remat") for f in functions]
+    assert marks[0] == 0 < marks[1]
 
 
 @pytest.mark.parametrize("remat", [(), (2,)])
 def test_norms_are_frozen_by_their_place(remat):
     backbone, x, variables = tiny(frozen_norm=r"^stem|stage2/.*/norm1", remat=remat)
-    _, new = backbone.apply(variables, x, train=True, mutable=["batch_stats"])
-    changed = {
-        "/".join(path[:-1])
-        for path, value in flatten_dict(new["batch_stats"]).items()
-        if not np.array_equal(value, flatten_dict(variables["batch_stats"])[path])
-    }
-    everything = {"/".join(path[:-1]) for path in flatten_dict(variables["batch_stats"])}
-    assert everything - changed == {"stem/norm", "stage2/block0/norm1"}
+    before = flatten_dict(variables["batch_stats"], sep="/")
+    after = flatten_dict(runner(backbone, train=True)(variables, x)[1]["batch_stats"], sep="/")
+    same = {name for name in before if np.array_equal(before[name], after[name])}
+    frozen = ("stem/norm", "stage2/block0/norm1")
+    assert same == {f"{place}/{name}" for place in frozen for name in ("mean", "var")}
 
 
 def test_groups_reach_every_norm():
     backbone, x, variables = tiny(norm_groups=2)
-    pairs = jnp.stack([x, 2 * x, x, 3 * x], axis=1).reshape(8, 16, 16, 3)
-    apply = functools.partial(backbone.apply, variables, train=True, mutable=["batch_stats"])
-    together = apply(pairs)[0][-1]
-    single = tiny()[0]
-    apart = [
-        single.apply(variables, half, train=True, mutable=["batch_stats"])[0][-1]
-        for half in (pairs[:4], pairs[4:])
-    ]
-    np.testing.assert_allclose(together, np.concatenate(apart), atol=1e-4)
+    pairs = jnp.concatenate([x, 2 * x])
+    together = runner(backbone, train=True)(variables, pairs)[0]
+    single = runner(tiny()[0], train=True)
+    apart = [single(variables, half)[0] for half in (x, 2 * x)]
+    for stage, halves in zip(together, zip(*apart, strict=True), strict=True):
+        assert_close(stage, np.concatenate(halves), atol=1e-4)
 
 
 def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
     backbone, x, variables = tiny(dtype="bfloat16")
-    exact = tiny()[0].apply(variables, x, train=False)[-1]
-    out, new = backbone.apply(variables, x, train=True, mutable=["batch_stats"])
+    out, new = runner(backbone, train=True)(variables, x)
     assert {stage.dtype for stage in out} == {jnp.dtype(jnp.bfloat16)}
-    leaves = jax.tree.leaves((variables, new))
-    assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.float32)}
-    rounded = backbone.apply(variables, x, train=False)[-1].astype(jnp.float32)
+    assert {leaf.dtype for leaf in jax.tree.leaves(new)} == {jnp.dtype(jnp.float32)}
+    fresh = jax.eval_shape(lambda: backbone.init(jax.random.key(0), x, train=True))
+    assert {leaf.dtype for leaf in jax.tree.leaves(fresh)} == {jnp.dtype(jnp.float32)}
+    exact = runner(tiny()[0], train=True)(variables, x)[0][-1]
+    rounded = out[-1].astype(jnp.float32)
     assert not np.array_equal(rounded, exact)
-    np.testing.assert_allclose(rounded, exact, atol=0.03 * float(jnp.abs(exact).max()))
+    np.testing.assert_allclose(rounded, exact, atol=0.15 * float(jnp.abs(exact).max()))
 
 
 def test_a_zero_residual_starts_as_the_identity():
-    backbone, x, variables = tiny(zero_init_residual=True, stage_sizes=(2, 1, 1))
-    stem, first, *_ = backbone.apply(variables, x, train=True, mutable=["batch_stats"])[0]
-    np.testing.assert_array_equal(first, stem)
+    backbone, x, _ = tiny(zero_init_residual=True, stage_sizes=(2,), strides=(1,), dilations=(1,))
+    stages, variables = jax.jit(functools.partial(backbone.init_with_output, train=False))(
+        jax.random.key(0), x
+    )
+    np.testing.assert_array_equal(*stages)
+    block = variables["params"]["stage1"]["block1"]
+    np.testing.assert_array_equal(block["norm2"]["scale"], 0.0)
+    np.testing.assert_array_equal(block["norm1"]["scale"], 1.0)
+    # He's initialiser: variance 2 / outgoing connections, over 432 draws.
+    kernel = variables["params"]["stage1"]["block0"]["conv1"]["kernel"]
+    assert 0.7 < float(kernel.std()) / (2 / (9 * 4)) ** 0.5 < 1.3
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"width": "8"}, "width='8'; expected int"),
+        ({"stage_sizes": (1, 2.0, 1)}, r"\(1, 2.0, 1\); expected tuple of int"),
         ({"stage_sizes": ()}, r"stage_sizes=\(\)"),
         ({"strides": (1, 2)}, r"strides=\(1, 2\); expected 3 numbers"),
         ({"dilations": (1, 0, 1)}, "each at least 1"),

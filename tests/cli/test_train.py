@@ -1,0 +1,110 @@
+"""`fgkd train`, `eval`, `predict` and `reproduce` on a small folder of images."""
+
+import json
+
+import numpy as np
+import pytest
+
+from fgkd_jax.cli.main import main
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def trained(config, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    assert main(["train", "--config", str(config), "--workdir", str(workdir)]) == 0
+    return workdir
+
+
+def test_a_run_leaves_metrics_checkpoints_and_a_summary(trained):
+    written = lines(trained)
+    assert [line["step"] for line in written if line["split"] == "train"] == [2, 4, 6, 8, 10, 12]
+    assert [line["step"] for line in written if line["split"] == "validation"] == [4, 8, 12]
+    assert all(line["compilations"] == 1 for line in written if line["split"] == "train")
+    summary = json.loads((trained / "summary.json").read_text())
+    last = next(r for r in summary["results"] if r["split"] == "test" and r["checkpoint"] == "last")
+    assert last["figures"]["examples"] == 18
+    assert last["step"] == 12
+    assert summary["timing"]["train_step_compilations"] == 1
+
+
+def test_the_same_command_again_trains_nothing_and_agrees(trained, config, capsys):
+    before = json.loads((trained / "summary.json").read_text())
+    metrics = (trained / "metrics.jsonl").read_bytes()
+    assert main(["train", "--config", str(config), "--workdir", str(trained)]) == 0
+    after = json.loads((trained / "summary.json").read_text())
+    assert after["results"] == before["results"]
+    assert after["timing"]["train_step_compilations"] == 0
+    assert (trained / "metrics.jsonl").read_bytes() == metrics
+    assert "tiny: 12 steps" in capsys.readouterr().out
+
+
+def test_eval_repeats_the_summary(trained, capsys):
+    summary = json.loads((trained / "summary.json").read_text())
+    for name in {result["checkpoint"] for result in summary["results"]}:
+        capsys.readouterr()
+        arguments = ["eval", "--workdir", str(trained), "--checkpoint", name, "--json"]
+        assert main(arguments) == 0
+        got = json.loads(capsys.readouterr().out)
+        expected = next(
+            r for r in summary["results"] if r["split"] == "test" and r["checkpoint"] == name
+        )
+        assert got == expected
+
+
+def test_predict_agrees_with_eval(trained, photographs, capsys):
+    images = sorted((photographs / "test").glob("*/*.png"))
+    capsys.readouterr()
+    arguments = ["predict", "--workdir", str(trained), "--top", "1", "--json"]
+    assert main([*arguments, *map(str, images)]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    right = [row["classes"][0]["class"] == path.parent.name
+             for row, path in zip(rows, images, strict=True)]
+    summary = json.loads((trained / "summary.json").read_text())
+    last = next(r for r in summary["results"] if r["split"] == "test" and r["checkpoint"] == "last")
+    assert np.mean(right) == pytest.approx(last["figures"]["accuracy"])
+
+
+def test_predict_prints_probabilities(trained, photographs, capsys):
+    image = photographs / "test" / "red" / "00.png"
+    assert main(["predict", "--workdir", str(trained), str(image)]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == str(image)
+    assert sorted(line.split()[-1] for line in out[1:]) == ["blue", "green", "red"]
+
+
+def test_accumulation_needs_no_other_option(config, tmp_path):
+    arguments = ["train", "--config", str(config), "--workdir", str(tmp_path / "run")]
+    overrides = [
+        "--config.train.steps=4",
+        "--config.train.accumulate=2",
+        "--config.method.backbone.norm_groups=1",
+    ]
+    assert main([*arguments, *overrides]) == 0
+
+
+def test_reproduce_prints_the_mean_over_seeds(config, tmp_path, capsys):
+    arguments = ["reproduce", str(config), "--seeds", "2", "--workdir", str(tmp_path)]
+    assert main([*arguments, "--config.train.steps=4"]) == 0
+    out = capsys.readouterr().out
+    row = json.loads((tmp_path / "tiny" / "row.json").read_text())
+    values = row["figures"]["accuracy"]["values"]
+    assert len(values) == 2
+    mean, std = 100 * np.mean(values), 100 * np.std(values, ddof=1)
+    assert f"top-1 {mean:.1f} ± {std:.1f}%" in out
+    assert "| last (step 4) |" in out
+
+
+def test_non_finite_loss_stops_and_names_step_and_examples(config, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    arguments = ["train", "--config", str(config), "--workdir", str(workdir)]
+    overrides = ["--config.optim.learning_rate=1e30", "--config.optim.warmup_steps=0"]
+    assert main([*arguments, *overrides]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("fgkd: stopped: step ")
+    assert "not finite in" in error
+    assert "none was saved before" in error
+    assert not list((workdir / "checkpoints" / "last").glob("[0-9]*"))

@@ -101,6 +101,11 @@ class Method(Protocol):
 class Evaluator(Protocol):
     """Counts on the device, figures on the host: exact whatever the sharding and the padding."""
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """Names of what `finalise` returns."""
+        ...
+
     def empty(self) -> PyTree:
         """Returns the counts before the first batch."""
         ...

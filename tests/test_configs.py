@@ -50,8 +50,11 @@ def test_train_step_has_consistent_shapes(name):
     )
     step = make_train_step(method, optimizer, accumulate=experiment.train.accumulate)
     new, metrics = jax.eval_shape(step, state, spec)
-    jax.tree.map(lambda a, b: np.testing.assert_equal((a.shape, a.dtype), (b.shape, b.dtype)),
-                 new.to_save(), state.to_save())
+    jax.tree.map(
+        lambda a, b: np.testing.assert_equal((a.shape, a.dtype), (b.shape, b.dtype)),
+        new.to_save(),
+        state.to_save(),
+    )
     assert metrics["loss"].shape == ()
     assert metrics["example_finite"].shape == (size,)
     predictions = jax.eval_shape(method.predict, variables, spec)

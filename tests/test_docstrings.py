@@ -83,9 +83,9 @@ def sections(docstring: str) -> dict[str, str]:
 
 
 def returns_something(function: Function) -> bool:
-    return function.returns is not None and ast.unparse(function.returns) not in (
-        *("None", "NoReturn", "Never"),
-    )
+    """Whether a caller gets a value; a context manager that yields None gives none."""
+    kind = ast.unparse(function.returns) if function.returns else "None"
+    return kind not in ("None", "NoReturn", "Never", "Iterator[None]", "Generator[None]")
 
 
 def violations_of_summaries(name: str, tree: ast.Module) -> list[str]:

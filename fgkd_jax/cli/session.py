@@ -25,7 +25,7 @@ from fgkd_jax.data.pipeline import (
     with_validation,
 )
 from fgkd_jax.data.registry import open_dataset
-from fgkd_jax.errors import UserError
+from fgkd_jax.errors import UserError, nearest
 from fgkd_jax.evaluation import EVALUATORS
 from fgkd_jax.protocols import Method
 from fgkd_jax.train.checkpoint import Checkpointer
@@ -181,6 +181,11 @@ def open_run(experiment: Experiment, *, dataset: Dataset, workdir: str) -> Run:
     evaluator = EVALUATORS[method.task](
         num_classes=dataset.info.num_classes, groupings=dataset.info.groupings
     )
+    asked = (*experiment.report.figures, experiment.checkpoint.best_metric)
+    for name in asked:
+        if name not in evaluator.figures:
+            hint = nearest(name, evaluator.figures)
+            raise UserError(f"the evaluation of {method.task} has no figure '{name}'{hint}")
 
     def overlay(variables: Variables) -> Variables:
         loaded, notes = load_pretrained(

@@ -158,7 +158,7 @@ def train_batches(
             for old in [e for e in known if e < epoch - 1]:
                 del known[old]
             known[epoch] = np.random.default_rng([seed, epoch]).permutation(size)
-        return known[epoch][offset]
+        return int(known[epoch][offset])
 
     step = start_step
     while True:

@@ -33,7 +33,8 @@ class DataOptions:
       on_corrupt: what an image that cannot be read does: "raise" stops, "skip" goes on without.
       extra_keys: keys of `Example` to put into the batch besides the standard ones: "bbox",
         "parts", "mask" (as `object_mask`), "attributes", or what else the data set has.
-      num_workers: processes that prepare batches; 0 prepares them in this one.
+      num_workers: processes that prepare batches and pass them on through /dev/shm, which must hold
+        the batches prepared ahead; 0 prepares them in this one.
       read_threads: threads that prepare batches, in each process.
       prefetch_batches: batches that are prepared ahead, in each process; at least `read_threads`.
     """

@@ -130,30 +130,37 @@ def _build_tfds(name: str, data_dir: str | None) -> None:
     raise UserError(f"{name} cannot be drawn here; {how}")
 
 
-def _birds_config(name: str) -> str:
-    """The configuration after the slash."""
-    return name.partition("/")[2]
+def _birds_place(name: str, data_dir: str | None) -> tuple[str, str]:
+    """The folder of data sets, and the configuration after the slash."""
+    return data_dir or default_data_dir(), name.partition("/")[2]
 
 
 def _open_birds(name: str, data_dir: str | None) -> Dataset:
     """Opens the drawn birds, drawing them first where they are missing."""
-    from fgkd_jax.data import procedural_birds
+    from fgkd_jax.data.procedural_birds import open_birds
 
-    return procedural_birds.open_dataset(data_dir or default_data_dir(), _birds_config(name))
+    folder, config = _birds_place(name, data_dir)
+    return open_birds(folder, config=config)
 
 
 def _check_birds(name: str, data_dir: str | None) -> Report:
-    """Checks the drawn birds."""
-    from fgkd_jax.data import procedural_birds
+    """Checks the drawn birds, and draws none."""
+    from fgkd_jax.data.procedural_birds import birds_folder, open_birds
 
-    return procedural_birds.check(data_dir or default_data_dir(), _birds_config(name))
+    folder, config = _birds_place(name, data_dir)
+    place = birds_folder(folder, config=config)
+    if not place.is_dir():
+        missing = f"{place}: is not there; draw it with: fgkd data build {name}"
+        return check_inspection(name, folder, Inspection(None, (missing,)))
+    return check_inspection(name, folder, Inspection(open_birds(folder, config=config)))
 
 
 def _build_birds(name: str, data_dir: str | None) -> None:
     """Draws the birds."""
-    from fgkd_jax.data import procedural_birds
+    from fgkd_jax.data.procedural_birds import build_birds
 
-    procedural_birds.build(data_dir or default_data_dir(), _birds_config(name))
+    folder, config = _birds_place(name, data_dir)
+    build_birds(folder, config=config)
 
 
 _BIRDS = Opener(_open_birds, _check_birds, _build_birds)

@@ -248,7 +248,7 @@ def flip(example: Example, *, flip_pairs: tuple[tuple[int, int], ...] = ()) -> E
       A new example.
     """
     height, width = example["image"].shape[:2]
-    out = {**example, "image": np.ascontiguousarray(example["image"][:, ::-1])}
+    out = {**example, "image": cv2.flip(example["image"], 1)}
     if "bbox" in example:
         x0, y0, x1, y1 = example["bbox"]
         out["bbox"] = np.array([width - x1, y0, width - x0, y1], np.float32)
@@ -260,7 +260,7 @@ def flip(example: Example, *, flip_pairs: tuple[tuple[int, int], ...] = ()) -> E
         points = np.stack([width - parts[:, 0], parts[:, 1]], axis=1)
         out["parts"] = _visible(points, parts[:, 2], (height, width))
     if "mask" in example:
-        out["mask"] = np.ascontiguousarray(example["mask"][:, ::-1])
+        out["mask"] = cv2.flip(example["mask"], 1)
     return out
 
 

@@ -77,6 +77,13 @@ class ClassificationEvaluator:
                     f"{self.num_classes} classes"
                 )
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """Names of what `finalise` returns."""
+        top5 = ("top5_accuracy",) if self.num_classes > 5 else ()
+        grouped = tuple(f"{name}_accuracy" for name in self.groupings)
+        return ("accuracy", "mean_class_accuracy", *top5, *grouped, "loss", "examples")
+
     def empty(self) -> ClassificationCounts:
         """Returns the counts before the first batch.
 

@@ -77,7 +77,7 @@ class MobileNetV2(Backbone):
         """Number of stages, the stem included."""
         return len(STAGES) + 1
 
-    def stage(self, index: int) -> nn.Module:
+    def _stage(self, index: int) -> nn.Module:
         """A new module of stage `index`, called as `module(x, train)`."""
         layer = partial(
             ConvNorm,

@@ -73,7 +73,7 @@ class ResNet(Backbone):
         """Number of stages, the stem included."""
         return 1 + len(self.stage_sizes)
 
-    def stage(self, index: int) -> nn.Module:
+    def _stage(self, index: int) -> nn.Module:
         """A new module of stage `index`, called as `module(x, train)`."""
         norm = partial(
             BatchNorm, groups=self.norm_groups, frozen=self.frozen_norm, dtype=self.dtype

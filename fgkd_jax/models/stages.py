@@ -54,7 +54,7 @@ class Backbone(nn.Module):
         """Number of stages, the stem included."""
         raise NotImplementedError
 
-    def stage(self, index: int) -> nn.Module:
+    def _stage(self, index: int) -> nn.Module:
         """A new module of stage `index`, called as `module(x, train)`."""
         raise NotImplementedError
 
@@ -85,7 +85,7 @@ class Backbone(nn.Module):
         x = x.astype(self.dtype)
         outputs = []
         for index in range(start, end):
-            x = self.stage(index)(x, train)
+            x = self._stage(index)(x, train)
             outputs.append(x)
         return tuple(outputs)
 

@@ -54,7 +54,7 @@ class ArrayStore:
           tree: arrays, typed PRNG keys and numbers.
           document: JSON values, stored in `DOCUMENT` beside the arrays.
         """
-        with jax.transfer_guard("allow"):
+        with jax.transfer_guard("allow"):  # Orbax's copies to the host are implicit on a GPU
             arrays, described = to_store(tree)
             self._handler.document = {"leaves": described, **document}
             self._orbax.save(path, args=_SaveArgs(arrays))
@@ -117,9 +117,8 @@ def to_store(tree: PyTree) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
             arrays[name] = jax.random.key_data(leaf)
             described[name]["key"] = str(jax.random.key_impl(leaf))
         elif math.prod(described[name]["shape"]) > 0:
-            # A host array could change while it is written: copy it.
-            plain = isinstance(leaf, jax.Array)
-            arrays[name] = leaf if plain else np.array(leaf, described[name]["dtype"])
+            on_device = isinstance(leaf, jax.Array)
+            arrays[name] = leaf if on_device else np.asarray(leaf, described[name]["dtype"])
     if not arrays:
         raise UserError("the tree to save holds no numbers; expected at least one array")
     return arrays, described

@@ -115,7 +115,7 @@ def to_torch_state_dict(
       head: path of the head; None leaves it out.
 
     Returns:
-      Arrays by name, for `load_state_dict` (after `torch.from_numpy`) or a safetensors file.
+      New arrays by name, for `load_state_dict` (after `torch.from_numpy`) or a safetensors file.
 
     Raises:
       UserError: the paths lead to nothing of this family.
@@ -124,7 +124,7 @@ def to_torch_state_dict(
     name = family or family_of(variables, backbone=backbone, head=head)
     names = torch_names(variables, family=name, backbone=backbone, head=head)
     return {
-        torch_name: np.ascontiguousarray(to_torch(np.asarray(flat[key])))
+        torch_name: np.array(to_torch(np.asarray(flat[key])), order="C")
         for torch_name, key in names.items()
     }
 
@@ -166,7 +166,10 @@ def _check(
     unexpected = [f"{n} {offered[n].shape}" for n in offered if n not in wanted]
     both = [n for n in wanted if n in offered]
     shapes = {n: torch_shape(tuple(flat[wanted[n]].shape)) for n in both}
-    misshapen = [n for n in both if offered[n].shape != shapes[n]]
+    # Matrices first: their shapes say more than those of biases.
+    misshapen = sorted(
+        (n for n in both if offered[n].shape != shapes[n]), key=lambda n: -offered[n].ndim
+    )
     described = [
         f"{n} with shape {offered[n].shape}, expected {shapes[n]}, for {'/'.join(wanted[n])}"
         for n in misshapen

@@ -70,18 +70,16 @@ def resnet_name(path: Path) -> str | None:
     if joined in stem:
         return stem[joined]
     match = re.fullmatch(
-        r"stage(\d+)/block(\d+)/(conv|norm|shortcut_conv|shortcut_norm)(\d?)", joined
+        r"stage(\d+)/block(\d+)/(?:conv(\d)|norm(\d)|shortcut_(conv|norm))", joined
     )
     if match is None:
         return None
-    stage, block, kind, number = match.groups()
-    name = {
-        "conv": f"conv{number}",
-        "norm": f"bn{number}",
-        "shortcut_conv": "downsample.0",
-        "shortcut_norm": "downsample.1",
-    }[kind]
-    return f"layer{stage}.{block}.{name}"
+    stage, block, conv, norm, shortcut = match.groups()
+    if shortcut:
+        module = f"downsample.{int(shortcut == 'norm')}"
+    else:
+        module = f"conv{conv}" if conv else f"bn{norm}"
+    return f"layer{stage}.{block}.{module}"
 
 
 def mobilenet_v2_name(path: Path) -> str | None:

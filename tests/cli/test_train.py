@@ -61,8 +61,10 @@ def test_predict_agrees_with_eval(trained, photographs, capsys):
     arguments = ["predict", "--workdir", str(trained), "--top", "1", "--json"]
     assert main([*arguments, *map(str, images)]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    right = [row["classes"][0]["class"] == path.parent.name
-             for row, path in zip(rows, images, strict=True)]
+    right = [
+        row["classes"][0]["class"] == path.parent.name
+        for row, path in zip(rows, images, strict=True)
+    ]
     summary = json.loads((trained / "summary.json").read_text())
     last = next(r for r in summary["results"] if r["split"] == "test" and r["checkpoint"] == "last")
     assert np.mean(right) == pytest.approx(last["figures"]["accuracy"])

@@ -129,6 +129,7 @@ class TestWorld:
         seen, other = (birds.birds_world().species[i] for i in (0, 9))
         traits = dict(seen.traits) | {"body_colour": "teal", "crest": other.traits["crest"]}
         unseen = birds.Species("Unseen Bird", 3, traits)
+        assert birds.traits_of(unseen.indicators) == traits
         canvas = Canvas(np.zeros((128, 128, 3), np.uint8))
         canvas.number = 5
         birds.draw_bird(canvas, unseen.traits, birds.Pose(64.0, 64.0, 80.0), Stream(0))
@@ -144,6 +145,11 @@ class TestWorld:
         del traits["throat"]
         with pytest.raises(UserError, match="lack the group 'throat'"):
             birds.Species("x", 0, traits)
+        indicators = birds.birds_world().species[0].indicators
+        with pytest.raises(UserError, match=r"body_colour are \[.*\]; expected a single 1"):
+            birds.traits_of(np.maximum(indicators, np.arange(len(indicators)) < 2))
+        with pytest.raises(UserError, match=r"shape \(3,\); expected \(57,\)"):
+            birds.traits_of(np.ones(3, int))
         with pytest.raises(UserError, match="genera = 17; expected 1 to 16"):
             birds.make_world(0, genera=17)
 

@@ -3,7 +3,13 @@ import sys
 
 import pytest
 
-from fgkd_jax.data import build_dataset, check_dataset, open_dataset
+from fgkd_jax.data import (
+    DataOptions,
+    build_dataset,
+    check_dataset,
+    open_dataset,
+    train_iterator,
+)
 from fgkd_jax.data.base import Dataset, DatasetInfo, Inspection, SplitSources
 from fgkd_jax.data.registry import DATASETS, default_data_dir
 from fgkd_jax.errors import UserError
@@ -80,3 +86,21 @@ def test_importing_brings_neither_jax_nor_tensorflow_nor_grain():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
+
+
+def test_drawn_birds_are_built_checked_and_read(tmp_path):
+    name, folder = "procedural_birds/tiny", str(tmp_path)
+    (problem,) = check_dataset(name, data_dir=folder).problems
+    assert "is not there; draw it with: fgkd data build procedural_birds/tiny" in problem
+    build_dataset(name, data_dir=folder)
+    dataset = open_dataset(name, data_dir=folder)
+    report = check_dataset(name, data_dir=folder)
+    assert report.ok, str(report)
+    options = DataOptions(image_size=32, extra_keys=("mask", "bbox", "parts", "attributes"))
+    iterator = train_iterator(dataset, options, batch_size=4, seed=0)
+    batch = next(iterator)
+    iterator.close()
+    assert batch["image"].shape == (4, 32, 32, 3)
+    assert batch["object_mask"].shape == (4, 32, 32)
+    assert batch["parts"].shape[1] == len(dataset.info.part_names)
+    assert batch["attributes"].shape[1] == len(dataset.info.attribute_names)

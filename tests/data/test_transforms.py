@@ -75,6 +75,11 @@ def test_flipping_twice_changes_nothing(h, w, seed):
         np.testing.assert_allclose(twice[key], before[key], atol=1e-4)
 
 
+def test_a_mirrored_box_lies_on_the_other_side():
+    before = {**example(10, 20), "bbox": np.array([2, 3, 7, 9], np.float32)}
+    np.testing.assert_array_equal(t.flip(before)["bbox"], [13, 3, 18, 9])
+
+
 def test_a_mirrored_left_eye_is_a_right_eye():
     before = example(10, 20)
     before["parts"] = np.array([[2, 3, 1], [9, 4, 1], [5, 6, 0]], np.float32)

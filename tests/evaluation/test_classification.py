@@ -49,11 +49,10 @@ def test_figures_are_the_oracle_for_any_batch_size(batch_size):
     )
     ranks = np.array([oracle_rank(row, y) for row, y in zip(logits, labels, strict=True)])
     kept = np.flatnonzero(mask)
-    per_class = [
-        np.mean(ranks[kept][labels[kept] == c] == 0) for c in np.unique(labels[kept])
-    ]
+    per_class = [np.mean(ranks[kept][labels[kept] == c] == 0) for c in np.unique(labels[kept])]
     genus = np.array(GENUS)
     log_softmax = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    assert tuple(figures) == ClassificationEvaluator(CLASSES, {"genus": GENUS}).figures
     assert figures["examples"] == len(kept)
     assert figures["accuracy"] == np.mean(ranks[kept] == 0)
     assert figures["top5_accuracy"] == np.mean(ranks[kept] < 5)

@@ -212,7 +212,7 @@ def test_clamps_bind_where_they_are_loaded_and_nowhere_else():
     net, x, variables = narrow(activation_clamps=True, **FOLDED)
     stages, _ = runner(net)(variables, x)
     for stage in stages:
-        assert -0.3 <= float(stage.min())
+        assert float(stage.min()) >= np.float32(-0.3)
         assert float(stage.max()) <= np.float32(0.6)
     free = {
         **variables,
@@ -225,7 +225,7 @@ def test_clamps_bind_where_they_are_loaded_and_nowhere_else():
 
 def test_norms_put_back_change_nothing_in_evaluation():
     net, x, variables = narrow(**FOLDED)
-    measure = runner(net, mutable=["statistics"])
+    measure = runner(net, mutable="statistics")
     halves = [measure(variables, half)[1]["statistics"] for half in (x[:2], x[2:])]
     _, new = measure(variables, x)
     merged = merge_statistics(halves)
@@ -244,7 +244,7 @@ def test_norms_put_back_change_nothing_in_evaluation():
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
     # On the calibration images the batch statistics are the running ones, so that training
     # starts where evaluation is.
-    (trained, _), _ = runner(unfolded, train=True, mutable=["batch_stats"])(restored, x)
+    (trained, _), _ = runner(unfolded, train=True, mutable="batch_stats")(restored, x)
     for one, other in zip(trained, stages, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3)
 

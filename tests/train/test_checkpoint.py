@@ -595,8 +595,10 @@ def test_a_process_killed_at_any_moment_leaves_whole_checkpoints(tmp_path):
             committed = first + 2  # the third was handed over after the second was committed
         assert child.wait() == -signal.SIGKILL
         child.stdout.close()
+        left = {path.name for path in (tmp_path / "last").iterdir()}
+        whole = {name for name in left if (tmp_path / "last" / name / "MANIFEST.json").exists()}
+        assert {name for name in left if name.isdecimal()} <= whole
         if where in kills[:2]:
-            left = {path.name for path in (tmp_path / "last").iterdir()}
             assert f"{first + 4}.orbax-checkpoint-tmp" in left
     (found, step), notices = restored(tmp_path, killed_tree(0))
     assert step >= committed

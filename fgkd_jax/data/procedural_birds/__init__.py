@@ -11,11 +11,17 @@ species, so nothing but the bird tells it. The same example drawn with another l
 pixels wherever neither bird is.
 
 **What is stable.** The drawn pixels, labels, attributes and points: draws are made from raw Philox
-words, shapes are polygons with whole coordinates on a grid three times as fine, light and
-shading are whole-number arithmetic; a test hashes them. The stored JPEG (quality 92, colour not
-subsampled) is made from them by the libjpeg inside Pillow: its bytes are the same for the same
-libjpeg-turbo, and what they decode to differs from the drawn pixels by the compression. Any change
-to what is drawn bumps `VERSION`, and every figure made with the data set is measured again.
+words, shapes are polygons with whole coordinates on a grid three times as fine, light and shading
+are whole-number arithmetic; a test hashes them. Pillow 11.2.1, 11.3, 12.0 and 13.0 with NumPy 2.0
+and 2.4 were seen to give the same pixels; older Pillows fill some polygons differently. The stored
+JPEG (quality 92, colour not subsampled) is made from the pixels by the libjpeg inside Pillow: its
+bytes are the same for the same libjpeg-turbo, and what they decode to differs from the drawn
+pixels by the compression. Any change to what is drawn bumps `VERSION`, and every figure made with
+the data set is measured again.
+
+**What is to come.** Captions, the configuration `zero_shot` (more species, some of them unseen) and
+`detection` (several birds in a scene) are not drawn yet. They have configurations, and so streams,
+of their own; `Species`, `draw_bird` and `draw_scene` serve them as they are.
 """
 
 from fgkd_jax.data.procedural_birds.anatomy import PARTS
@@ -34,6 +40,7 @@ from fgkd_jax.data.procedural_birds.examples import (
     DrawnExample,
     birds_world,
     draw_example,
+    draw_scene,
 )
 from fgkd_jax.data.procedural_birds.world import (
     ATTRIBUTES,
@@ -42,4 +49,5 @@ from fgkd_jax.data.procedural_birds.world import (
     Species,
     World,
     make_world,
+    traits_of,
 )

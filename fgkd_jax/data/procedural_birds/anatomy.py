@@ -174,6 +174,6 @@ _BILLS: dict[str, tuple[list, list]] = {
     ),
 }  # fmt: skip
 BILLS = {
-    name: tuple(shapes.scaled(np.array(half), 0.82, about=(0.3, -0.155)) for half in halves)
+    name: tuple(shapes.scaled(np.array(half), 0.95, about=(0.3, -0.155)) for half in halves)
     for name, halves in _BILLS.items()
 }

@@ -231,7 +231,7 @@ class _Painter:
             self.fill(anatomy.BROW, brow, "head")
         x, y = 0.245, -0.185
         if ring := self.mark("eye_ring"):
-            self.fill(shapes.ellipse(x, y, 0.038, 0.038), ring, "head")
+            self.fill(shapes.ellipse(x, y, 0.037, 0.037), ring, "head")
         else:
             self.fill(shapes.ellipse(x, y, 0.027, 0.027), _scale(self.body, 72), "head")
         self.fill(shapes.ellipse(x, y, 0.021, 0.021), (16, 14, 16), "head")

@@ -111,6 +111,7 @@ class ProceduralBirds(tfds.core.GeneratorBasedBuilder):
             desc=f"drawing {len(tasks):,} birds",
             total=len(tasks),
             unit=" birds",
+            mininterval=0.5,
             disable=not self._progress,
         )
         with bar:

@@ -17,6 +17,11 @@ class Canvas:
 
     Args:
       background: uint8[h, w, 3], the picture so far, at its own resolution.
+
+    Attributes:
+      height: rows of the picture.
+      width: columns of the picture.
+      number: the bird that is being drawn, 1 to 255; 0 for everything else.
     """
 
     def __init__(self, background: np.ndarray) -> None:

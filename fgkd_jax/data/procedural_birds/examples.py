@@ -1,8 +1,13 @@
-"""One example of the data set, from (configuration, seed, split, index) alone."""
+"""One example of the data set, from (configuration, seed, split, index) alone.
+
+Other configurations have a number of their own in place of `_CLASSIFICATION`, so they can be added
+without a change to what is drawn here. Captions will be told from `DrawnExample.attributes` and
+`visible_attributes`, by a stream with a number of its own beside `_POSE`, `_SCENE` and `_BIRD`.
+"""
 
 import dataclasses
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -111,7 +116,8 @@ def draw_example(
     species = birds_world().species[label]
     key = (seed, _CLASSIFICATION, _FIRST_ID[split], index)
     pose = bird.sample_pose(Stream(*key, _POSE), size=SIZE)
-    image, canvas = _draw(key, [(species.traits, pose)] if with_bird else [], [pose])
+    birds = [(species.traits, pose)] if with_bird else []
+    image, canvas = draw_scene(key, birds, poses=[pose])
     mask = (canvas.coverage(1) >= 5).astype(np.uint8)
     return DrawnExample(
         image=image,
@@ -120,25 +126,41 @@ def draw_example(
         id=id_of(split, index),
         name=f"{split}/{index:06d}",
         attributes=birds_world().class_attributes[label],
-        visible_attributes=species.indicators * _visible_groups(canvas, pose),
-        parts=_parts(mask, pose),
-        bbox=_box(mask),
+        visible_attributes=species.indicators * visible_groups(canvas, 1, pose),
+        parts=visible_parts(mask, pose),
+        bbox=tight_box(mask),
         mask=mask,
     )
 
 
-def _draw(
-    key: tuple[int, ...], birds: list[tuple[Mapping[str, str], bird.Pose]], poses: list[bird.Pose]
+def draw_scene(
+    key: tuple[int, ...],
+    birds: Sequence[tuple[Mapping[str, str], bird.Pose]],
+    *,
+    poses: Sequence[bird.Pose],
+    size: int = SIZE,
 ) -> tuple[np.ndarray, Canvas]:
+    """Draws a scene of any number of birds.
+
+    Args:
+      key: decides the scene and the birds' individual differences.
+      birds: traits and pose of each, the farthest first. On the canvas they have the numbers 1, 2,
+        ... in this order.
+      poses: where there are perches and what covers birds; usually those of the birds.
+      size: side of the picture, pixels; a multiple of 16.
+
+    Returns:
+      The picture, uint8[size, size, 3], and the canvas, which knows what of each bird can be seen.
+    """
     stream = Stream(*key, _SCENE)
-    canvas = Canvas(scene.backdrop(stream, size=SIZE))
+    canvas = Canvas(scene.backdrop(stream, size=size))
     scene.behind(canvas, stream, poses)
     for number, (traits, pose) in enumerate(birds, start=1):
         canvas.number = number
         bird.draw_bird(canvas, traits, pose, Stream(*key, _BIRD, number))
     canvas.number = 0
     scene.before(canvas, stream, poses)
-    gain, noise = scene.light(stream, size=SIZE)
+    gain, noise = scene.light(stream, size=size)
     picture = canvas.finish().astype(np.int32)
     for number, (_, pose) in enumerate(birds, start=1):
         scene.model(picture, canvas.coverage(number), pose)
@@ -146,22 +168,49 @@ def _draw(
     return np.clip(lit, 0, 255).astype(np.uint8), canvas
 
 
-def _visible_groups(canvas: Canvas, pose: bird.Pose) -> np.ndarray:
-    """1 for every attribute whose group shows at two of its three points."""
+def visible_groups(canvas: Canvas, number: int, pose: bird.Pose) -> np.ndarray:
+    """Returns which attributes could be seen, if the bird had them.
+
+    Args:
+      canvas: the scene.
+      number: the bird's number on it.
+      pose: the bird's pose.
+
+    Returns:
+      uint8[attributes], 1 in all of a group when two of its three points show the bird.
+    """
     points = bird.group_points(pose)
-    shown = canvas.shows(1, points.reshape(-1, 2)).reshape(points.shape[:2]).sum(axis=1) >= 2
+    shown = canvas.shows(number, points.reshape(-1, 2)).reshape(points.shape[:2]).sum(axis=1) >= 2
     return np.repeat(shown, [len(values) for values in GROUPS.values()]).astype(np.uint8)
 
 
-def _parts(mask: np.ndarray, pose: bird.Pose) -> np.ndarray:
+def visible_parts(mask: np.ndarray, pose: bird.Pose) -> np.ndarray:
+    """Returns where a bird's parts are and which can be seen.
+
+    Args:
+      mask: uint8[h, w], 1 where the bird shows.
+      pose: its pose.
+
+    Returns:
+      float32[parts, 3], x and y in pixels, and 1 where the mask has the point.
+    """
     points = bird.part_points(pose)
     column, row = np.floor(points).astype(np.int64).T
-    inside = (column >= 0) & (column < SIZE) & (row >= 0) & (row < SIZE)
-    shown = inside & (mask[np.clip(row, 0, SIZE - 1), np.clip(column, 0, SIZE - 1)] == 1)
+    height, width = mask.shape
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    shown = inside & (mask[np.clip(row, 0, height - 1), np.clip(column, 0, width - 1)] == 1)
     return np.concatenate([points, shown[:, None]], axis=1).astype(np.float32)
 
 
-def _box(mask: np.ndarray) -> np.ndarray:
+def tight_box(mask: np.ndarray) -> np.ndarray:
+    """Returns the smallest box around a mask.
+
+    Args:
+      mask: uint8[h, w].
+
+    Returns:
+      float32[4], x_min, y_min, x_max, y_max in pixels; all 0 when the mask is empty.
+    """
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if rows.size == 0:
         return np.zeros(4, np.float32)

@@ -72,9 +72,10 @@ def draw_records(tasks: Sequence[Task], *, workers: int) -> Iterator[Record]:
         yield from (encode(draw_example(split, index)) for split, index in tasks)
         return
     with contextlib.ExitStack() as stack:
-        processes = [_start(tasks[first::workers]) for first in range(workers)]
-        for process in processes:
-            stack.callback(_stop, process)
+        processes = []
+        for first in range(workers):
+            processes.append(_start(tasks[first::workers]))
+            stack.callback(_stop, processes[-1])
         for position in range(len(tasks)):
             process = processes[position % workers]
             assert process.stdout is not None
@@ -88,6 +89,8 @@ def _start(tasks: Sequence[Task]) -> subprocess.Popen:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": path},
+        # Ctrl-C is for this process alone, which then stops the others.
+        start_new_session=True,
     )
     assert process.stdin is not None
     send(process.stdin, list(tasks))

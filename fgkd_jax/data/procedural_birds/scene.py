@@ -41,7 +41,7 @@ def backdrop(stream: Stream, *, size: int) -> np.ndarray:
 
     Args:
       stream: where the draws come from.
-      size: side, pixels; a multiple of 64.
+      size: side, pixels; a multiple of 16.
 
     Returns:
       uint8[size, size, 3].

@@ -16,8 +16,8 @@ def main() -> None:
         try:
             for split, index in tasks:
                 send(out, encode(draw_example(split, index)))
-        except (BrokenPipeError, KeyboardInterrupt):
-            # The builder has stopped; it tells the user why, and closing must not fail again.
+        except BrokenPipeError:
+            # The builder has gone; closing the pipe must not fail once more.
             os._exit(1)
 
 

@@ -159,6 +159,30 @@ def check_traits(traits: Mapping[str, str]) -> None:
             raise UserError(f"traits have {group} = {traits[group]!r}{hint}")
 
 
+def traits_of(indicators: np.ndarray) -> dict[str, str]:
+    """Reads the traits off an attribute vector, the inverse of `Species.indicators`.
+
+    Args:
+      indicators: integers [attributes], a single 1 in each group and 0 elsewhere.
+
+    Returns:
+      One value for every group.
+
+    Raises:
+      UserError: the length is wrong, or a group has no 1 or more than one.
+    """
+    if indicators.shape != (len(ATTRIBUTES),):
+        raise UserError(f"indicators of shape {indicators.shape}; expected ({len(ATTRIBUTES)},)")
+    traits, start = {}, 0
+    for group, values in GROUPS.items():
+        row = indicators[start : start + len(values)]
+        if sorted(row.tolist()) != [0] * (len(values) - 1) + [1]:
+            raise UserError(f"indicators of {group} are {row.tolist()}; expected a single 1")
+        traits[group] = values[int(row.argmax())]
+        start += len(values)
+    return traits
+
+
 def class_attributes(species: tuple[Species, ...], *, seed: int) -> np.ndarray:
     """Returns how often annotators would give each species each attribute.
 

@@ -43,7 +43,7 @@ import optax
 from fgkd_jax.data import procedural_birds as birds
 
 SIDE = 64
-EPOCHS = {"plain": 30, "oracle": 24, "empty": 12, "hole": 12}
+EPOCHS = {"plain": 30, "oracle": 30, "empty": 12, "hole": 12}
 BATCH = 32
 MEAN, STD = 105.0, 55.0
 
@@ -96,7 +96,7 @@ def shifted(image: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
 def cropped(image: np.ndarray, box: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
     """Cuts the square around the box, a tenth wider (jittered when training), to 64x64."""
     x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-    side = max(box[2] - box[0], box[3] - box[1]) * 1.15
+    side = max(box[2] - box[0], box[3] - box[1]) * 1.1
     flip = False
     if rng is not None:
         side *= rng.uniform(0.9, 1.15)

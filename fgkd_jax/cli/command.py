@@ -3,6 +3,7 @@
 import dataclasses
 import textwrap
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import flags
 
@@ -79,6 +80,19 @@ class Command:
         return values, others
 
 
+def get(values: flags.FlagValues, name: str) -> Any:
+    """Returns the value of a flag.
+
+    Args:
+      values: parsed flags.
+      name: the flag.
+
+    Returns:
+      Its value, of the type that the flag was defined with.
+    """
+    return values[name].value
+
+
 def require(values: flags.FlagValues, name: str, *, command: str) -> str:
     """Returns a flag that has to be given.
 
@@ -93,7 +107,7 @@ def require(values: flags.FlagValues, name: str, *, command: str) -> str:
     Raises:
       UserError: it is not given.
     """
-    value = values[name].value
+    value = get(values, name)
     if not value:
         raise UserError(f"fgkd {command} needs --{name}; see fgkd {command} --help")
     return value

@@ -2,7 +2,7 @@
 
 from absl import flags
 
-from fgkd_jax.cli.command import Command
+from fgkd_jax.cli.command import Command, get
 from fgkd_jax.errors import UserError, nearest
 
 DESCRIPTION = """\
@@ -52,7 +52,7 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
     action, name = arguments
     if action not in ("build", "check"):
         raise UserError(f"fgkd data cannot '{action}'{nearest(action, ['build', 'check'])}")
-    data_dir = values["data_dir"].value
+    data_dir = get(values, "data_dir")
     if action == "build":
         build_dataset(name, data_dir=data_dir)
         return 0

@@ -4,7 +4,7 @@ import json
 
 from absl import flags
 
-from fgkd_jax.cli.command import DEVICE_HELP, Command, require
+from fgkd_jax.cli.command import DEVICE_HELP, Command, get, require
 from fgkd_jax.errors import UserError
 
 DESCRIPTION = """\
@@ -54,19 +54,19 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
     if arguments:
         raise UserError(f"fgkd eval takes no argument '{arguments[0]}'; see fgkd eval --help")
     workdir = require(values, "workdir", command="eval")
-    session.use_platform(values["device"].value)
+    session.use_platform(get(values, "device"))
     restored = session.restore(
-        workdir, checkpoint=values["checkpoint"].value, data_dir=values["data_dir"].value
+        workdir, checkpoint=get(values, "checkpoint"), data_dir=get(values, "data_dir")
     )
-    split = values["split"].value or restored.experiment.report.split
+    split = get(values, "split") or restored.experiment.report.split
     figures = restored.trainer.evaluate(restored.state, split)
     result = {
         "split": split,
-        "checkpoint": values["checkpoint"].value,
+        "checkpoint": get(values, "checkpoint"),
         "step": restored.step,
         "figures": figures,
     }
-    print(json.dumps(result, indent=2) if values["json"].value else session.results_table([result]))
+    print(json.dumps(result, indent=2) if get(values, "json") else session.results_table([result]))
     return 0
 
 

@@ -145,5 +145,5 @@ def method_to_dict(method: Method) -> dict[str, Any]:
     Returns:
       `name` and the options.
     """
-    names = {cls: name for name, cls in METHODS.items()}
-    return {"name": names[type(method)], **to_dict(method)}
+    name = next(name for name, cls in METHODS.items() if cls is type(method))
+    return {"name": name, **to_dict(method)}

@@ -77,7 +77,7 @@ def convert(value: Any, hint: Any, *, path: str) -> Any:
         return _convert_union(value, args, hint, path)
     if origin is tuple:
         return _convert_tuple(value, args, hint, path)
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         if isinstance(value, hint):
             return value
         if isinstance(value, Mapping):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from fgkd_jax.cli.command import DEVICE_HELP, Command, require
+from fgkd_jax.cli.command import DEVICE_HELP, Command, get, require
 from fgkd_jax.errors import UserError
 
 DESCRIPTION = """\
@@ -54,14 +54,14 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
     for name in arguments:
         if not Path(name).is_file():
             raise UserError(f"image {name} does not exist")
-    session.use_platform(values["device"].value)
-    restored = session.restore(workdir, checkpoint=values["checkpoint"].value)
+    session.use_platform(get(values, "device"))
+    restored = session.restore(workdir, checkpoint=get(values, "checkpoint"))
     probabilities = session.predict_files(restored, arguments)
     names = restored.dataset.info.class_names
     for path, row in zip(arguments, probabilities, strict=True):
-        order = np.argsort(-row, kind="stable")[: values["top"].value]
+        order = np.argsort(-row, kind="stable")[: get(values, "top")]
         classes = [{"class": names[i], "probability": round(float(row[i]), 6)} for i in order]
-        print(_line(path, classes, as_json=values["json"].value))
+        print(_line(path, classes, as_json=get(values, "json")))
     return 0
 
 

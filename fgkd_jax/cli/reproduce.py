@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import flags
 
-from fgkd_jax.cli.command import DEVICE_HELP, Command
+from fgkd_jax.cli.command import DEVICE_HELP, Command, get
 from fgkd_jax.errors import UserError
 
 DESCRIPTION = """\
@@ -58,11 +58,11 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
     if len(names) != 1:
         raise UserError("fgkd reproduce needs one config; see fgkd reproduce --help")
     experiment = load_config(names[0], overrides)
-    session.use_platform(values["device"].value)
+    session.use_platform(get(values, "device"))
     config, _, argument = names[0].partition(":")
     stem = Path(config).stem + (f"-{argument}" if argument else "")
-    folder = Path(values["workdir"].value) / stem
-    seeds = values["seeds"].value
+    folder = Path(get(values, "workdir")) / stem
+    seeds = get(values, "seeds")
     summaries = []
     for seed in range(seeds):
         session.say(f"seed {seed} of 0..{seeds - 1}")

@@ -6,7 +6,7 @@ from typing import Any
 
 from absl import flags
 
-from fgkd_jax.cli.command import DEVICE_HELP, Command, require
+from fgkd_jax.cli.command import DEVICE_HELP, Command, get, require
 from fgkd_jax.errors import NonFiniteError, UserError
 
 DESCRIPTION = """\
@@ -65,7 +65,7 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
     config = require(values, "config", command="train")
     workdir = require(values, "workdir", command="train")
     experiment = load_config(config, arguments)
-    use_platform(values["device"].value, cache=values["compilation_cache"].value)
+    use_platform(get(values, "device"), cache=get(values, "compilation_cache"))
     summary = run_experiment(experiment, workdir=workdir)
     print(render_summary(summary))
     return 0

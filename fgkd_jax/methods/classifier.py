@@ -163,7 +163,8 @@ class Classifier:
         Returns:
           Feature maps; as `features` of a batch they replace `image` in `loss` and `predict`.
         """
-        return self.network.apply(variables, self._normalize(batch["image"]), method="features")
+        network: Any = self.network
+        return network.apply(variables, self._normalize(batch["image"]), method="features")
 
     def loss(
         self, variables: Variables, batch: Batch, key: Key[Array, ""], *, train: bool
@@ -222,7 +223,8 @@ class Classifier:
         """
         cached = "features" in batch
         inputs = self._features(batch) if cached else self._normalize(batch["image"])
-        logits = self.network.apply(variables, inputs, train=False, from_features=cached)
+        network: Any = self.network
+        logits = network.apply(variables, inputs, train=False, from_features=cached)
         return {"logits": logits, "probabilities": jax.nn.softmax(logits)}
 
     def _features(self, batch: Batch) -> Float[Array, "b h w c"]:

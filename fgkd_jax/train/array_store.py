@@ -10,7 +10,8 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ class ArrayStore:
             to be whole when Orbax fails to read it.
         """
         logging.getLogger("absl").addFilter(_not_from_orbax)
+        if False:
+            sys.unraisablehook = _UnraisableHook(sys.unraisablehook)
         self._hashes = hashes
         self._handler = _Handler(hashes=hashes)
         self._orbax = ocp.AsyncCheckpointer(self._handler, timeout_secs=_TIMEOUT_SECONDS)
@@ -272,3 +275,19 @@ class _RestoreArgs(ocp.args.PyTreeRestore):
 def _not_from_orbax(record: logging.LogRecord) -> bool:
     """Keeps Orbax's log lines off the terminal: what fails in it is raised to us as well."""
     return f"{os.sep}orbax{os.sep}" not in record.pathname or record.levelno >= logging.CRITICAL
+
+
+class _UnraisableHook:
+    """Reports what cannot be raised, but not the echoes of an array that failed to be written.
+
+    The first failure ends Orbax's event loop and is raised to us; each array that TensorStore is
+    still busy with then finds the loop closed, and a traceback for each would be printed.
+    """
+
+    def __init__(self, report: Callable[[Any], Any]) -> None:
+        self._report = report
+
+    def __call__(self, unraisable: Any) -> None:
+        echo = unraisable.object is None and isinstance(unraisable.exc_value, RuntimeError)
+        if not (echo and str(unraisable.exc_value) == "Event loop is closed"):
+            self._report(unraisable)

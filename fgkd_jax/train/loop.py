@@ -266,6 +266,8 @@ def _steps(
 ) -> TrainState:
     run, total = trainer.run, trainer.run.train.steps
     batches = run.feed.train(start)
+    every = run.train.eval_every or total
+    evaluations = {total, *range(every, total, every)} if run.validation else set()
     window = _Window()
     with Progress(
         total,
@@ -278,9 +280,7 @@ def _steps(
             state, metrics = trainer.train_step(state, put_batch(batch, mesh=run.mesh))
             window.add(step, metrics, batch["id"])
             saves = step == total or step % checkpointer.options.every_steps == 0
-            evaluates = run.validation is not None and (
-                step == total or (run.train.eval_every and step % run.train.eval_every == 0)
-            )
+            evaluates = step in evaluations
             if saves or evaluates or step % run.train.log_every == 0:
                 # Saving and evaluating end a window, so that a resumed run averages over the
                 # same steps as one that was never stopped.
@@ -290,7 +290,7 @@ def _steps(
                 line["compilations"] = trainer.train_step.traces
                 writer.write(step, line, split="train")
                 progress.update(step, loss=line["loss"])
-            if evaluates:
+            if evaluates and run.validation:
                 figures = trainer.evaluate(state, run.validation)
                 writer.write(step, figures, split=run.validation)
                 checkpointer.save_best(step, state.to_save(), figures)

@@ -1,5 +1,6 @@
 """The training state: one pytree that holds everything a resumed run needs."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -74,7 +75,7 @@ class TrainState:
         Returns:
           A state that continues the earlier run.
         """
-        return self.replace(**saved)
+        return dataclasses.replace(self, **saved)
 
 
 def abstract_like(tree: PyTree) -> PyTree:

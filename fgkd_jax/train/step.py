@@ -1,5 +1,6 @@
 """The training step and the evaluation step: pure functions without a mesh in them."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -62,7 +63,7 @@ def make_train_step(
         def body(carry: Any, item: Any) -> Any:
             grads, model_state = carry
             index, part = item
-            now = state.replace(model_state=model_state)
+            now = dataclasses.replace(state, model_state=model_state)
             new, (report, model_state) = gradient(
                 state.params, now, part, jax.random.fold_in(key, index), counts
             )
@@ -84,7 +85,8 @@ def make_train_step(
         ema = state.ema
         if ema_decay:
             ema = ema_update(ema, params, decay=ema_decay, step=state.step)
-        state = state.replace(
+        state = dataclasses.replace(
+            state,
             step=state.step + 1,
             params=params,
             model_state=model_state,
@@ -210,7 +212,7 @@ def _count_all(
 
     def body(_: None, item: Any) -> tuple[None, dict[str, Array]]:
         index, part = item
-        terms, _, _ = method.loss(
+        terms, *_others = method.loss(
             state.variables(), part, jax.random.fold_in(key, index), train=True
         )
         coupled = [name for name, term in terms.items() if not term.accumulable]

@@ -4,12 +4,12 @@ import dataclasses
 import io
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
-from etils import epath
 
 from fgkd_jax.data.procedural_birds import examples
 from fgkd_jax.data.procedural_birds.anatomy import PARTS
@@ -60,7 +60,7 @@ class ProceduralBirds(tfds.core.GeneratorBasedBuilder):
     RELEASE_NOTES = {str(VERSION): "24 species of 8 genera"}  # noqa: RUF012 (TFDS declares it so)
     BUILDER_CONFIGS = list(CONFIGS.values())  # noqa: RUF012
     # TFDS would look it up through `importlib_resources`, which it does not depend on.
-    code_path = epath.Path(__file__)
+    code_path = Path(__file__)
 
     def __init__(self, *, workers: int = 0, progress: bool = False, **options: Any) -> None:
         """Makes the builder.

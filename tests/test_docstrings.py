@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SECTIONS = ("Attributes", "Args", "Returns", "Yields", "Raises", "Source", "Example")
+SECTIONS = ("Args", "Attributes", "Returns", "Yields", "Raises", "Source", "Example")
 NUMERICAL = ("fgkd_jax.ops.", "fgkd_jax.losses.")  # where Source is due, and the order of arguments
 ARRAY = re.compile(r"\b(Array|ArrayLike|PyTree|Float|Int|Int32|Bool|Num|Shaped|UInt8|Key)\b")
 

@@ -49,13 +49,13 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
     Raises:
       UserError: the workdir holds no run or no checkpoint, or there is no such split.
     """
-    from fgkd_jax.cli import session
+    from fgkd_jax.cli import results, session
 
     if arguments:
         raise UserError(f"fgkd eval takes no argument '{arguments[0]}'; see fgkd eval --help")
     workdir = require(values, "workdir", command="eval")
     session.use_platform(get(values, "device"))
-    restored = session.restore(
+    restored = results.restore(
         workdir, checkpoint=get(values, "checkpoint"), data_dir=get(values, "data_dir")
     )
     split = get(values, "split") or restored.experiment.report.split
@@ -66,7 +66,7 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
         "step": restored.step,
         "figures": figures,
     }
-    print(json.dumps(result, indent=2) if get(values, "json") else session.results_table([result]))
+    print(json.dumps(result, indent=2) if get(values, "json") else results.results_table([result]))
     return 0
 
 

@@ -24,8 +24,8 @@ from fgkd_jax.data.feature_cache import (
 )
 from fgkd_jax.errors import UserError
 from fgkd_jax.train.loop import Feed, Run, Trainer
-from fgkd_jax.train.pretrained import file_sha256
 from fgkd_jax.train.sharding import put_batch
+from fgkd_jax.train.weight_files import file_sha256
 
 
 @dataclasses.dataclass(frozen=True)

@@ -46,7 +46,7 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
     Raises:
       UserError: a file is missing or not an image, or the workdir holds no checkpoint.
     """
-    from fgkd_jax.cli import session
+    from fgkd_jax.cli import results, session
 
     workdir = require(values, "workdir", command="predict")
     if not arguments:
@@ -55,8 +55,8 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
         if not Path(name).is_file():
             raise UserError(f"image {name} does not exist")
     session.use_platform(get(values, "device"))
-    restored = session.restore(workdir, checkpoint=get(values, "checkpoint"))
-    probabilities = session.predict_files(restored, arguments)
+    restored = results.restore(workdir, checkpoint=get(values, "checkpoint"))
+    probabilities = results.predict_files(restored, arguments)
     names = restored.dataset.info.class_names
     for path, row in zip(arguments, probabilities, strict=True):
         order = np.argsort(-row, kind="stable")[: get(values, "top")]

@@ -48,7 +48,7 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
     Raises:
       UserError: there is no such config.
     """
-    from fgkd_jax.cli import session
+    from fgkd_jax.cli import results, session
     from fgkd_jax.cli.config import load_config
     from fgkd_jax.cli.train import run_experiment
     from fgkd_jax.cli.workdir import write_json
@@ -70,7 +70,7 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
         summaries.append(run_experiment(seeded, workdir=str(folder / f"seed{seed}")))
     command = " ".join(["fgkd reproduce", names[0], f"--seeds {seeds}", *overrides])
     row = table_row(experiment, summaries, command=command)
-    write_json(folder / "row.json", {**row, "versions": session.versions()})
+    write_json(folder / "row.json", {**row, "versions": results.versions()})
     print(markdown([row]))
     return 0
 

@@ -1,22 +1,19 @@
 """From an experiment to what the training loop needs: data, method, devices, weights."""
 
 import dataclasses
-import importlib.metadata
 import os
-import platform as host
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from fgkd_jax import __version__
 from fgkd_jax.cli.experiment import Experiment
 from fgkd_jax.cli.feature_cache import CachedFeed, with_cached_features
-from fgkd_jax.cli.workdir import CHECKPOINT_FOLDER, read_experiment
-from fgkd_jax.data.base import Dataset, DatasetInfo, Example, SplitSources
+from fgkd_jax.cli.workdir import CHECKPOINT_FOLDER
+from fgkd_jax.data.base import Dataset
 from fgkd_jax.data.options import DataOptions
 from fgkd_jax.data.pipeline import (
     BatchIterator,
@@ -29,11 +26,10 @@ from fgkd_jax.errors import UserError, nearest
 from fgkd_jax.evaluation import EVALUATORS
 from fgkd_jax.protocols import Method
 from fgkd_jax.train.checkpoint import Checkpointer
-from fgkd_jax.train.loop import Run, Trainer
+from fgkd_jax.train.loop import Run
 from fgkd_jax.train.pretrained import load_pretrained
-from fgkd_jax.train.sharding import make_mesh, put_batch
-from fgkd_jax.train.state import TrainState, abstract_like
-from fgkd_jax.train.writers import summary_table
+from fgkd_jax.train.sharding import make_mesh
+from fgkd_jax.train.weight_files import file_sha256
 from fgkd_jax.typing import Batch, Variables
 
 
@@ -187,10 +183,12 @@ def open_run(experiment: Experiment, *, dataset: Dataset, workdir: str) -> Run:
             hint = nearest(name, evaluator.figures)
             raise UserError(f"the evaluation of {method.task} has no figure '{name}'{hint}")
 
+    weights = experiment.pretrained.path
+
     def overlay(variables: Variables) -> Variables:
         loaded, notes = load_pretrained(
             variables,
-            experiment.pretrained.path,
+            weights,
             reinit_head=experiment.pretrained.reinit_head,
         )
         say(str(notes))
@@ -212,8 +210,12 @@ def open_run(experiment: Experiment, *, dataset: Dataset, workdir: str) -> Run:
         train=train,
         optimizer=experiment.optim,
         seed=experiment.seed,
-        overlay=overlay if experiment.pretrained.path else None,
+        overlay=overlay if weights else None,
         validation="validation" if "validation" in dataset.info.splits else None,
+        metadata={
+            "data fingerprint": dataset.info.fingerprint,
+            **({"weights sha256": file_sha256(weights)} if weights else {}),
+        },
     )
     if not experiment.features.views:
         return run
@@ -265,176 +267,3 @@ def open_checkpoints(
         read_only=read_only,
         log=say,
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class Restored:
-    """A run read back from its folder.
-
-    Attributes:
-      experiment: its options.
-      dataset: its data set.
-      trainer: its compiled steps.
-      state: the state of the checkpoint.
-      step: the checkpoint's step.
-    """
-
-    experiment: Experiment
-    dataset: Dataset
-    trainer: Trainer
-    state: TrainState
-    step: int
-
-
-def restore(workdir: str, *, checkpoint: str, data_dir: str | None = None) -> Restored:
-    """Reads a run back from its folder.
-
-    Args:
-      workdir: the folder.
-      checkpoint: `"last"` or `"best"`.
-      data_dir: folder of the data set, where it is no longer where the config says.
-
-    Returns:
-      The run, with the state of that checkpoint.
-
-    Raises:
-      UserError: the folder holds no run or no such checkpoint.
-    """
-    experiment = read_experiment(workdir)
-    if data_dir:
-        experiment = dataclasses.replace(
-            experiment, data=dataclasses.replace(experiment.data, data_dir=data_dir)
-        )
-    # The checkpoint replaces every array, so neither weights nor cached features are read again.
-    experiment = dataclasses.replace(
-        experiment,
-        pretrained=dataclasses.replace(experiment.pretrained, path=""),
-        features=dataclasses.replace(experiment.features, views=0),
-    )
-    dataset = open_data(experiment)
-    trainer = Trainer(open_run(experiment, dataset=dataset, workdir=workdir))
-    state = trainer.initial_state()
-    checkpointer = open_checkpoints(experiment, workdir=workdir, read_only=True)
-    read = checkpointer.restore_last if checkpoint == "last" else checkpointer.restore_best
-    found = read(abstract_like(state.to_save()))
-    checkpointer.close()
-    if found is None:
-        raise UserError(f"workdir {workdir} holds no '{checkpoint}' checkpoint")
-    saved, step = found
-    return Restored(experiment, dataset, trainer, state.with_saved(saved), step)
-
-
-def evaluate_checkpoints(
-    trainer: Trainer, state: TrainState, checkpointer: Checkpointer, experiment: Experiment
-) -> list[dict[str, Any]]:
-    """Evaluates the last state, and the one that was best on validation.
-
-    Args:
-      trainer: the compiled steps.
-      state: the state after the last step.
-      checkpointer: knows the best one.
-      experiment: says which split is reported.
-
-    Returns:
-      One entry per split and checkpoint: `split`, `checkpoint`, `step`, `figures`.
-    """
-    splits = dict.fromkeys(
-        split for split in (trainer.run.validation, experiment.report.split) if split
-    )
-    states = [("last", experiment.train.steps, state)]
-    best = checkpointer.restore_best(abstract_like(state.to_save()))
-    if best is not None and best[1] != experiment.train.steps:
-        states.append(("best", best[1], state.with_saved(best[0])))
-    return [
-        {
-            "split": split,
-            "checkpoint": name,
-            "step": step,
-            "figures": trainer.evaluate(candidate, split),
-        }
-        for name, step, candidate in states
-        for split in splits
-    ]
-
-
-def results_table(results: Sequence[Mapping[str, Any]]) -> str:
-    """Lays out evaluations as a table.
-
-    Args:
-      results: entries with `split`, `checkpoint`, `step` and `figures`.
-
-    Returns:
-      Several lines.
-    """
-    rows = [
-        {
-            "split": entry["split"],
-            "checkpoint": f"{entry['checkpoint']} (step {entry['step']})",
-            **{name: _figure(name, value) for name, value in entry["figures"].items()},
-        }
-        for entry in results
-    ]
-    return summary_table(rows)
-
-
-def _figure(name: str, value: float) -> str:
-    if name.endswith("accuracy"):
-        return f"{value:.1%}"
-    return str(value) if isinstance(value, int) else f"{value:.4f}"
-
-
-@dataclasses.dataclass(frozen=True)
-class _Files:
-    """Image files as a source of examples without labels."""
-
-    paths: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Example:
-        path = self.paths[index]
-        return {"image": Path(path).read_bytes(), "label": 0, "id": index, "name": path}
-
-
-def predict_files(restored: Restored, paths: Sequence[str]) -> np.ndarray:
-    """Predicts the class probabilities of image files.
-
-    Args:
-      restored: a run.
-      paths: n image files.
-
-    Returns:
-      float32 [n, k].
-
-    Raises:
-      UserError: a file is not an image.
-    """
-    run, info = restored.trainer.run, restored.dataset.info
-    files = SplitSources(
-        DatasetInfo(name="files", class_names=info.class_names, splits={"files": len(paths)}),
-        {"files": _Files(tuple(paths))},
-    )
-    predict = jax.jit(lambda state, batch: run.method.predict(state.variables(ema=True), batch))
-    rows = []
-    for batch in eval_iterator(
-        files, "files", restored.experiment.data, batch_size=run.train.eval_batch_size
-    ):
-        predictions = predict(restored.state, put_batch(batch, mesh=run.mesh))
-        rows.append(jax.device_get(predictions["probabilities"])[batch["mask"]])
-    return np.concatenate(rows)
-
-
-def versions() -> dict[str, str]:
-    """Names what a result was made with.
-
-    Returns:
-      Versions of the project, Python and the libraries that compute, and the device.
-    """
-    libraries = ("jax", "jaxlib", "flax", "optax", "numpy", "opencv-python-headless")
-    return {
-        "fgkd_jax": __version__,
-        "python": host.python_version(),
-        **{name: importlib.metadata.version(name) for name in libraries},
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-    }

@@ -85,7 +85,7 @@ def run_experiment(experiment: Any, *, workdir: str) -> dict[str, Any]:
       UserError: the data, the weights or the workdir do not fit.
       NonFiniteError: the loss or a gradient was not finite.
     """
-    from fgkd_jax.cli import session
+    from fgkd_jax.cli import results, session
     from fgkd_jax.cli import workdir as folder
     from fgkd_jax.train.loop import fit
 
@@ -101,15 +101,15 @@ def run_experiment(experiment: Any, *, workdir: str) -> dict[str, Any]:
         steps = checkpointer.steps()
         kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "none was saved before"
         raise NonFiniteError(f"{error}; {kept}") from error
-    results = session.evaluate_checkpoints(trainer, state, checkpointer, experiment)
+    evaluated = results.evaluate_checkpoints(trainer, state, checkpointer, experiment)
     summary = {
         "title": experiment.report.title,
         "data": {"name": dataset.info.name, "fingerprint": dataset.info.fingerprint},
         "seed": experiment.seed,
         "step": experiment.train.steps,
-        "results": results,
+        "results": evaluated,
         "images_left_out": session.left_out(job),
-        "versions": session.versions(),
+        "versions": results.versions(),
         "timing": {
             "seconds": round(time.monotonic() - started, 1),
             "train_step_compilations": trainer.train_step.traces,
@@ -129,7 +129,7 @@ def render_summary(summary: dict[str, Any]) -> str:
     Returns:
       Several lines.
     """
-    from fgkd_jax.cli.session import results_table
+    from fgkd_jax.cli.results import results_table
 
     data, timing, left_out = summary["data"], summary["timing"], summary["images_left_out"]
     lines = [

@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,9 @@ class ArrayStore:
           hashes: whether the manifest of a tree holds hashes; a tree without them is not trusted
             to be whole when Orbax fails to read it.
         """
-        logging.getLogger("absl").addFilter(_not_from_orbax)
-        if False:
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).addFilter(_not_from_orbax)
+        if not isinstance(sys.unraisablehook, _UnraisableHook):
             sys.unraisablehook = _UnraisableHook(sys.unraisablehook)
         self._hashes = hashes
         self._handler = _Handler(hashes=hashes)
@@ -91,7 +93,7 @@ class ArrayStore:
             except Exception as error:
                 if self._hashes:  # then the files are known to be whole
                     raise
-                reason = str(error).splitlines()[0]
+                reason = str(error).splitlines()[0][:200]
                 raise UserError(
                     f"cannot restore {path}: {reason}; with verify_hashes a damaged checkpoint"
                     " would have been passed over"
@@ -274,7 +276,10 @@ class _RestoreArgs(ocp.args.PyTreeRestore):
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:
     """Keeps Orbax's log lines off the terminal: what fails in it is raised to us as well."""
-    return f"{os.sep}orbax{os.sep}" not in record.pathname or record.levelno >= logging.CRITICAL
+    trace = record.exc_info[2] if record.exc_info else None
+    files = [record.pathname, *(frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace))]
+    ours = not any(f"{os.sep}orbax{os.sep}" in file for file in files)
+    return ours and "tensorstore" not in record.getMessage()
 
 
 class _UnraisableHook:

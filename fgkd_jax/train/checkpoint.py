@@ -345,7 +345,7 @@ class Checkpointer:
             if _FULL.search(str(error)):
                 raise UserError(f"no space left on device while writing {path}; {rest}") from error
             if isinstance(error, OSError) or "os_error_code" in str(error):
-                line = str(error).splitlines()[0]
+                line = str(error).splitlines()[0][:200]
                 raise UserError(f"cannot write {path}: {line}; {rest}") from error
             raise
 

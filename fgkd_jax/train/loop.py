@@ -84,6 +84,8 @@ class Run:
       seed: seeds parameters, augmentation and dropout.
       overlay: puts pretrained arrays in place of initial ones.
       validation: name of the split to choose checkpoints on; None where there is none.
+      metadata: JSON values stored with every checkpoint; a resumed run must have the same
+        (hashes of the data and of the weights it started from).
     """
 
     method: Method
@@ -96,6 +98,7 @@ class Run:
     seed: int = 0
     overlay: Overlay | None = None
     validation: str | None = None
+    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class Counted:
@@ -145,6 +148,7 @@ class Trainer:
             self._optimizer,
             accumulate=run.train.accumulate,
             ema_decay=options.ema_decay,
+            ema_warmup=options.ema_warmup,
             trainable=optim.trainable_mask(options, params),
         )
         self.train_step = Counted(
@@ -243,6 +247,7 @@ def fit(
     start = 0
     if restored is not None:
         saved, start = restored
+        _check_same_inputs(run.metadata, checkpointer.metadata(start), start)
         state = state.with_saved(saved)
         log(f"resumed from step {start}")
     writer = MetricsWriter(
@@ -255,6 +260,15 @@ def fit(
         state = _steps(trainer, state, start, checkpointer, writer)
     checkpointer.wait()
     return trainer, state
+
+
+def _check_same_inputs(now: Mapping[str, Any], before: Mapping[str, Any], step: int) -> None:
+    for name, value in now.items():
+        if name in before and before[name] != value:
+            raise UserError(
+                f"the checkpoint of step {step} was made with another {name}: {before[name]} "
+                f"there and {value} here; expected what the run was started with"
+            )
 
 
 def _steps(
@@ -293,8 +307,8 @@ def _steps(
             if evaluates and run.validation:
                 figures = trainer.evaluate(state, run.validation)
                 writer.write(step, figures, split=run.validation)
-                checkpointer.save_best(step, state.to_save(), figures)
+                checkpointer.save_best(step, state.to_save(), figures, metadata=run.metadata)
             if saves:
-                checkpointer.save(step, state.to_save())
+                checkpointer.save(step, state.to_save(), metadata=run.metadata)
             progress.update(step)
     return state

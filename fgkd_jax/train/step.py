@@ -26,6 +26,7 @@ def make_train_step(
     *,
     accumulate: int = 1,
     ema_decay: float = 0.0,
+    ema_warmup: bool = False,
     trainable: PyTree | None = None,
 ) -> TrainStep:
     """Builds the training step that all methods share.
@@ -39,6 +40,7 @@ def make_train_step(
       accumulate: micro-batches of one step; micro-batch j takes the examples j, j + accumulate,
         ..., so that each stays evenly spread over the devices.
       ema_decay: decay of the moving average of the parameters; 0 keeps none.
+      ema_warmup: whether the average follows faster during the first updates.
       trainable: pytree of bools like `params`; no gradient is computed where False.
 
     Returns:
@@ -84,7 +86,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema_decay:
-            ema = ema_update(ema, params, decay=ema_decay, step=state.step)
+            ema = ema_update(ema, params, decay=ema_decay, step=state.step, warmup=ema_warmup)
         state = dataclasses.replace(
             state,
             step=state.step + 1,

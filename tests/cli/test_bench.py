@@ -31,10 +31,26 @@ from fgkd_jax.data.options import DataOptions
 from fgkd_jax.data.registry import open_dataset
 from fgkd_jax.data.transforms import crop_and_resize
 from fgkd_jax.errors import UserError
+from fgkd_jax.methods.classifier import Classifier
 from fgkd_jax.train.sharding import put_batch
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 QUICK = ["--repeats", "2", "--seconds", "0.001"]
+SMALL = """
+from ml_collections import ConfigDict
+
+
+def get_config():
+    backbone = {"name": "resnet_narrow", "width": 4, "stage_sizes": (1,), "strides": (1,),
+                "dilations": (1,)}
+    return ConfigDict({
+        "method": {"name": "classifier", "num_classes": 3, "backbone": backbone},
+        "data": {"image_size": 8},
+        "optim": {"name": "sgd", "learning_rate": 0.05},
+        "train": {"steps": 10, "batch_size": 8},
+        "mesh": {"data": 2},
+    })
+"""
 PLAIN = [  # what the comparison with torch needs of the config in conftest.py
     "--config.mesh.data=1",
     "--config.method.backbone.norm_groups=1",
@@ -371,7 +387,7 @@ def random_variables(method, spec, *, seed):
             },
             2e-5,
         ),
-        ({"dtype": "bfloat16"}, 0.05),
+        ({"dtype": "bfloat16"}, 0.02),
     ],
 )
 def test_the_network_in_torch_is_ours(torch, backbone, tolerance):
@@ -454,9 +470,12 @@ def test_a_config_without_classes_gets_some():
     prepared = step.prepared(dataclasses.replace(experiment(), method=method), batch_size=6)
     assert prepared.method.num_classes == step.CLASSES
     assert prepared.train.batch_size == 6
-    other = types.SimpleNamespace(task="detection")
+
+    class Detector(Classifier):
+        task = "detection"
+
     with pytest.raises(UserError, match="task is 'detection'; expected 'classification'"):
-        step.prepared(types.SimpleNamespace(method=other))
+        step.prepared(dataclasses.replace(experiment(), method=Detector()))
 
 
 @pytest.mark.parametrize("gradients", [False, True])
@@ -561,6 +580,13 @@ def test_a_stream_is_measured_in_its_steady_state():
     assert threading.active_count() == before
 
 
+@pytest.fixture
+def small(tmp_path):
+    path = tmp_path / "small.py"
+    path.write_text(SMALL)
+    return path
+
+
 def run_bench(tmp_path, capsys, *arguments):
     output = tmp_path / "result.json"
     assert main(["bench", *arguments, *QUICK, "--output", str(output)]) == 0
@@ -572,14 +598,15 @@ def run_bench(tmp_path, capsys, *arguments):
     return made
 
 
-def test_bench_step_runs(torch, config, tmp_path, capsys):
-    arguments = ["step", "--config", str(config), "--batch_size", "4", "--note", "a test", *PLAIN]
+def test_bench_step_runs(torch, small, tmp_path, capsys):
+    override = "--config.mesh.data=1"
+    arguments = ["step", "--config", str(small), "--batch_size", "4", "--note", "a test", override]
     made = run_bench(tmp_path, capsys, *arguments, "--against", "torch,torch_channels_last")
     (one,) = made["cases"]
     assert list(one["alternatives"]) == ["fgkd_jax", "torch", "torch_channels_last"]
     assert one["ours"] == "fgkd_jax"
     assert one["sizes"]["batch_size"] == 4
-    assert one["sizes"]["parameters"] > 1000
+    assert one["sizes"]["parameters"] > 100
     assert one["sizes"]["backbone"]["width"] == 4
     assert made["notes"][0] == "a test"
     assert made["settings"] == {
@@ -589,15 +616,15 @@ def test_bench_step_runs(torch, config, tmp_path, capsys):
     }
     assert made["command"].startswith("fgkd bench step --config=")
     assert "--against=torch,torch_channels_last --batch_size=4 --repeats=2" in made["command"]
-    assert made["command"].endswith(PLAIN[-1])
+    assert made["command"].endswith(override)
     assert "torch" in made["versions"]
 
 
-def test_bench_step_runs_without_torch(config, tmp_path, capsys, monkeypatch):
+def test_bench_step_runs_without_torch(small, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    (one,) = run_bench(tmp_path, capsys, "step", "--config", str(config))["cases"]
+    (one,) = run_bench(tmp_path, capsys, "step", "--config", str(small))["cases"]
     assert list(one["alternatives"]) == ["fgkd_jax"]
-    assert one["sizes"]["batch_size"] == 16
+    assert one["sizes"]["batch_size"] == 8
     assert one["sizes"]["devices"] == 2
 
 

@@ -10,7 +10,7 @@ import io
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -25,6 +25,7 @@ from fgkd_jax.data.transforms import Window
 from fgkd_jax.errors import UserError
 
 
+@runtime_checkable
 class Batches(Protocol):
     """Batches without end."""
 

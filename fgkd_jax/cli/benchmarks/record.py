@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fgkd_jax.cli.benchmarks.timing import RATIO, Measured, to_dict
-from fgkd_jax.cli.session import versions
+from fgkd_jax.cli.results import versions
 from fgkd_jax.cli.workdir import write_json
 from fgkd_jax.errors import UserError
 

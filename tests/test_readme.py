@@ -23,7 +23,7 @@ def get_config():
         "method": {"name": "focal", "width": 4, "gamma": 1.5},
         "data": {"dataset": "image_folder", "data_dir": %r, "image_size": 16,
                  "train_geometry": "resize", "eval_geometry": "resize"},
-        "train": {"steps": 2, "batch_size": 4, "eval_batch_size": 4, "tensorboard": False},
+        "train": {"steps": 2, "batch_size": 4, "eval_batch_size": 4, "tensorboard": "off"},
         "mesh": {"data": 2},
     })
 """

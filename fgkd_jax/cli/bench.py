@@ -100,16 +100,16 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
     for case in benchmark.cases(request):
         say(f"{benchmark.name}: {case.name}, {len(case.alternatives)} alternatives")
         results.append(measure(case, **settings))
-    print(table(results))
+    made = record(
+        results,
+        name=benchmark.name,
+        command=_command(names[0], values, overrides),
+        settings={**settings, "against": list(request.against)},
+        load_before=load,
+        notes=values["note"].value or [],
+    )
+    print("\n".join([table(results), *made["notes"]]))
     if output:
-        made = record(
-            results,
-            name=benchmark.name,
-            command=_command(names[0], values, overrides),
-            settings={**settings, "against": list(request.against)},
-            load_before=load,
-            notes=values["note"].value or [],
-        )
         write(output, made)
     return 0
 

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import inspect
 import re
+import traceback
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -70,11 +71,22 @@ def load_module(path: Path) -> types.ModuleType:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise UserError(f"config {path}, line {error.lineno}: {error.msg}") from error
+    except Exception as error:
+        raise _broken(path, error) from error
     if not callable(getattr(module, "get_config", None)):
         raise UserError(f"config {path} defines no function get_config")
     return module
+
+
+def _broken(path: Path, error: Exception) -> UserError:
+    """Names the line of a config at which running it failed."""
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == str(path)
+    ]
+    line = error.lineno if isinstance(error, SyntaxError) else next(reversed(lines), None)
+    return UserError(f"config {path}, line {line}: {type(error).__name__}: {error}")
 
 
 def load_config(spec: str, overrides: Sequence[str] = ()) -> Experiment:
@@ -96,32 +108,51 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> Experiment:
     takes_argument = bool(inspect.signature(get_config).parameters)
     if argument and not takes_argument:
         raise UserError(f"config '{name}' takes no argument; got ':{argument}'")
-    raw = get_config(argument) if argument else get_config()
+    try:
+        raw = get_config(argument) if argument else get_config()
+    except UserError:
+        raise
+    except Exception as error:
+        raise _broken(path, error) from error
+    if not isinstance(raw, config_dict.ConfigDict):
+        raise UserError(
+            f"config {path}: get_config returns a {type(raw).__name__}; expected a ConfigDict"
+        )
     experiment = parse_experiment(raw.to_dict())
     if not overrides:
         return experiment
     config = typed_config(experiment)
     config.method.name = method_to_dict(experiment.method)["name"]
-    apply_overrides(config, overrides)
+    apply_overrides(config, overrides, open_sections=_mappings(experiment))
     return parse_experiment(config.to_dict())
 
 
-def apply_overrides(config: config_dict.ConfigDict, overrides: Sequence[str]) -> None:
+def apply_overrides(
+    config: config_dict.ConfigDict, overrides: Sequence[str], *, open_sections: Sequence[str] = ()
+) -> None:
     """Sets options of a config from command-line arguments, in place.
 
     Args:
       config: every option there is, with its type.
       overrides: arguments of the form `--config.section.option=value`.
+      open_sections: sections that take options which the config does not list.
 
     Raises:
       UserError: an option is unknown or a value cannot be read as its type.
     """
     known = _flat_names(config)
     for argument in overrides:
-        match = re.match(r"--config\.([^=]+)", argument)
-        if match and match[1] not in known:
-            key = match[1]
+        key = argument.removeprefix("--config.").partition("=")[0]
+        section, _, name = key.rpartition(".")
+        if key in known:
+            continue
+        if section not in open_sections:
             raise UserError(f"config has no option '{key}'{_nearest_option(key, known)}")
+        # What takes these options knows which there are, and says so.
+        holder = config
+        for part in section.split("."):
+            holder = holder[part]
+        holder[name] = config_dict.FieldReference(None, field_type=object)
     values = flags.FlagValues()
     arguments = ["fgkd", *overrides]
     try:
@@ -129,6 +160,17 @@ def apply_overrides(config: config_dict.ConfigDict, overrides: Sequence[str]) ->
         values(arguments)
     except (flags.Error, TypeError, ValueError, KeyError) as error:
         raise UserError(f"cannot read an override: {' '.join(str(error).split())}") from error
+
+
+def _mappings(options: Any, prefix: str = "") -> list[str]:
+    found = []
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if isinstance(value, Mapping):
+            found.append(prefix + field.name)
+        elif dataclasses.is_dataclass(value):
+            found += _mappings(value, f"{prefix}{field.name}.")
+    return found
 
 
 def _flat_names(config: config_dict.ConfigDict, prefix: str = "") -> list[str]:
@@ -166,6 +208,8 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     waiting = None
     for argument in arguments:
         if waiting is not None:
+            if argument.startswith("--"):
+                break
             overrides.append(f"{waiting}={argument}")
             waiting = None
         elif not re.match(r"--?config\.", argument):
@@ -196,9 +240,9 @@ def typed_config(options: Any) -> config_dict.ConfigDict:
             value = typed_config(value)
         elif isinstance(value, Mapping):
             value = config_dict.ConfigDict(to_dict(value))
-        elif value is None:
-            kinds = [arg for arg in typing.get_args(hints[field.name]) if isinstance(arg, type)]
-            value = config_dict.placeholder(kinds[0])
+        elif isinstance(hints[field.name], types.UnionType):
+            # Read as a literal, and checked against the annotation afterwards.
+            value = config_dict.FieldReference(to_dict(value), field_type=object)
         else:
             value = to_dict(value)
         config[field.name] = value

@@ -41,7 +41,7 @@ class FeatureCacheOptions:
 
     def __post_init__(self) -> None:
         if self.views < 0:
-            raise UserError(f"config.features.views is {self.views}; expected at least 0")
+            raise UserError(f"views is {self.views}; expected at least 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,11 +90,19 @@ class Experiment:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.features.views and not getattr(self.method, "frozen_stages", 0):
+        if not self.features.views:
+            return
+        if not getattr(self.method, "frozen_stages", 0):
             raise UserError(
-                f"config.features.views is {self.features.views}, but the method has no frozen "
-                "stages; expected method.frozen_stages of at least 1"
+                f"features.views is {self.features.views}, but the method has no frozen stages; "
+                "expected method.frozen_stages of at least 1"
             )
+        for name in ("brightness", "contrast", "saturation"):
+            if getattr(self.method, name, 0):
+                raise UserError(
+                    f"method.{name} is {getattr(self.method, name)}, but stored features cannot "
+                    "be recoloured; expected 0 with features.views"
+                )
 
 
 def parse_experiment(values: Mapping[str, Any]) -> Experiment:

@@ -46,9 +46,13 @@ def build(cls: type[T], values: Mapping[str, Any], *, path: str) -> T:
     for name in required:
         if name not in values:
             raise UserError(f"{path}.{name} is missing; expected {describe(hints[name])}")
-    return cls(
-        **{name: convert(v, hints[name], path=f"{path}.{name}") for name, v in values.items()}
-    )
+    arguments = {
+        name: convert(value, hints[name], path=f"{path}.{name}") for name, value in values.items()
+    }
+    try:
+        return cls(**arguments)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def convert(value: Any, hint: Any, *, path: str) -> Any:

@@ -25,6 +25,9 @@ def define(values: flags.FlagValues) -> None:
       values: where the flags are defined.
     """
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+    flags.DEFINE_string(
+        "data_dir", None, "folder of the data set, where it has moved", flag_values=values
+    )
     flags.DEFINE_integer("top", 3, "how many classes to print", lower_bound=1, flag_values=values)
     flags.DEFINE_enum(
         "checkpoint", "last", ["last", "best"], "which checkpoint", flag_values=values
@@ -55,7 +58,9 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
         if not Path(name).is_file():
             raise UserError(f"image {name} does not exist")
     session.use_platform(get(values, "device"))
-    restored = results.restore(workdir, checkpoint=get(values, "checkpoint"))
+    restored = results.restore(
+        workdir, checkpoint=get(values, "checkpoint"), data_dir=get(values, "data_dir")
+    )
     probabilities = results.predict_files(restored, arguments)
     names = restored.dataset.info.class_names
     for path, row in zip(arguments, probabilities, strict=True):

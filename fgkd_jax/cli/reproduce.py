@@ -1,7 +1,7 @@
 """`fgkd reproduce`: a row of the results table, over several seeds."""
 
 import dataclasses
-import math
+import shlex
 import statistics
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,8 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
 
     names = [argument for argument in arguments if not argument.startswith("--config.")]
     overrides = [argument for argument in arguments if argument.startswith("--config.")]
+    if any(override.startswith("--config.seed=") for override in overrides):
+        raise UserError("fgkd reproduce sets the seeds itself; expected no --config.seed")
     if len(names) != 1:
         raise UserError("fgkd reproduce needs one config; see fgkd reproduce --help")
     experiment = load_config(names[0], overrides)
@@ -68,7 +70,7 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
         session.say(f"seed {seed} of 0..{seeds - 1}")
         seeded = dataclasses.replace(experiment, seed=seed)
         summaries.append(run_experiment(seeded, workdir=str(folder / f"seed{seed}")))
-    command = " ".join(["fgkd reproduce", names[0], f"--seeds {seeds}", *overrides])
+    command = shlex.join(["fgkd", "reproduce", names[0], "--seeds", str(seeds), *overrides])
     row = table_row(experiment, summaries, command=command)
     write_json(folder / "row.json", {**row, "versions": results.versions()})
     print(markdown([row]))
@@ -101,9 +103,9 @@ def table_row(experiment: Any, summaries: list[dict[str, Any]], *, command: str)
                 f"report.figures has '{name}'; expected some of {', '.join(last[0]['figures'])}"
             )
         values = [entry["figures"][name] for entry in last]
-        spread = statistics.stdev(values) if len(values) > 1 else math.nan
+        spread = statistics.stdev(values) if len(values) > 1 else None
         figures[name] = {"mean": statistics.mean(values), "std": spread, "values": values}
-    ours = ", ".join(f"{_title(name)} {_percent(figure)}" for name, figure in figures.items())
+    ours = ", ".join(f"{_title(name)} {_spread(name, figure)}" for name, figure in figures.items())
     count = last[0]["figures"].get("examples")
     return {
         "row": report.title,
@@ -126,7 +128,11 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     Returns:
       The table, with its header.
     """
-    lines = [HEADER, ["---"] * len(HEADER), *([str(row[name]) for name in HEADER] for row in rows)]
+    lines = [
+        HEADER,
+        ["---"] * len(HEADER),
+        *([str(row[name]).replace("|", "\\|") for name in HEADER] for row in rows),
+    ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -142,10 +148,13 @@ def _title(name: str) -> str:
     return name.removesuffix("_accuracy") if name != "accuracy" else "top-1"
 
 
-def _percent(figure: dict[str, Any]) -> str:
-    if math.isnan(figure["std"]):
-        return f"{100 * figure['mean']:.1f}% (one seed)"
-    return f"{100 * figure['mean']:.1f} ± {100 * figure['std']:.1f}%"
+def _spread(name: str, figure: dict[str, Any]) -> str:
+    share = name.endswith("accuracy")
+    factor, digits, unit = (100, 1, "%") if share else (1, 4, "")
+    mean = f"{factor * figure['mean']:.{digits}f}"
+    if figure["std"] is None:
+        return f"{mean}{unit} (one seed)"
+    return f"{mean} ± {factor * figure['std']:.{digits}f}{unit}"
 
 
 COMMAND = Command(

@@ -1,5 +1,6 @@
 """A run read back from its folder: its state, its figures, its predictions."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import platform as host
@@ -12,14 +13,14 @@ import numpy as np
 
 from fgkd_jax import __version__
 from fgkd_jax.cli.experiment import Experiment
-from fgkd_jax.cli.session import open_checkpoints, open_data, open_run
+from fgkd_jax.cli.session import open_checkpoints, open_data, open_run, say
 from fgkd_jax.cli.workdir import read_experiment
 from fgkd_jax.data.base import Dataset, DatasetInfo, Example, SplitSources
 from fgkd_jax.data.pipeline import eval_iterator
 from fgkd_jax.errors import UserError
 from fgkd_jax.train.checkpoint import Checkpointer
-from fgkd_jax.train.loop import Trainer
-from fgkd_jax.train.sharding import put_batch
+from fgkd_jax.train.loop import Trainer, check_same_inputs
+from fgkd_jax.train.sharding import MeshOptions, put_batch
 from fgkd_jax.train.state import TrainState, abstract_like
 from fgkd_jax.train.writers import summary_table
 
@@ -55,29 +56,37 @@ def restore(workdir: str, *, checkpoint: str, data_dir: str | None = None) -> Re
       The run, with the state of that checkpoint.
 
     Raises:
-      UserError: the folder holds no run or no such checkpoint.
+      UserError: the folder holds no run or no such checkpoint, or the data set is not the one
+        that the run was trained on.
     """
     experiment = read_experiment(workdir)
     if data_dir:
         experiment = dataclasses.replace(
             experiment, data=dataclasses.replace(experiment.data, data_dir=data_dir)
         )
-    # The checkpoint replaces every array, so neither weights nor cached features are read again.
+    # The checkpoint replaces every array, so that no weights are read; and whatever devices there
+    # are will do, since nothing is trained.
+    size = -(-experiment.train.eval_batch_size // jax.device_count()) * jax.device_count()
     experiment = dataclasses.replace(
         experiment,
         pretrained=dataclasses.replace(experiment.pretrained, path=""),
-        features=dataclasses.replace(experiment.features, views=0),
+        mesh=MeshOptions(),
+        train=dataclasses.replace(
+            experiment.train, batch_size=size, eval_batch_size=size, accumulate=1
+        ),
     )
     dataset = open_data(experiment)
-    trainer = Trainer(open_run(experiment, dataset=dataset, workdir=workdir))
+    trainer = Trainer(open_run(experiment, dataset=dataset))
     state = trainer.initial_state()
-    checkpointer = open_checkpoints(experiment, workdir=workdir, read_only=True)
-    read = checkpointer.restore_last if checkpoint == "last" else checkpointer.restore_best
-    found = read(abstract_like(state.to_save()))
-    checkpointer.close()
-    if found is None:
-        raise UserError(f"workdir {workdir} holds no '{checkpoint}' checkpoint")
-    saved, step = found
+    best = checkpoint == "best"
+    with open_checkpoints(experiment, workdir=workdir, read_only=True) as checkpointer:
+        read = checkpointer.restore_best if best else checkpointer.restore_last
+        found = read(abstract_like(state.to_save()))
+        if found is None:
+            raise UserError(f"workdir {workdir} holds no '{checkpoint}' checkpoint")
+        saved, step = found
+        stored = checkpointer.metadata(step, best=best)
+    check_same_inputs(trainer.run.metadata, stored, step=step)
     return Restored(experiment, dataset, trainer, state.with_saved(saved), step)
 
 
@@ -99,7 +108,11 @@ def evaluate_checkpoints(
         split for split in (trainer.run.validation, experiment.report.split) if split
     )
     states = [("last", experiment.train.steps, state)]
-    best = checkpointer.restore_best(abstract_like(state.to_save()))
+    try:
+        best = checkpointer.restore_best(abstract_like(state.to_save()))
+    except UserError as error:
+        say(f"the best checkpoint is left out: {error}")
+        best = None
     if best is not None and best[1] != experiment.train.steps:
         states.append(("best", best[1], state.with_saved(best[0])))
     return [
@@ -172,13 +185,15 @@ def predict_files(restored: Restored, paths: Sequence[str]) -> np.ndarray:
         DatasetInfo(name="files", class_names=info.class_names, splits={"files": len(paths)}),
         {"files": _Files(tuple(paths))},
     )
+    # An image that cannot be read must not shift the rows of those behind it.
+    options = dataclasses.replace(restored.experiment.data, on_corrupt="raise", extra_keys=())
     predict = jax.jit(lambda state, batch: run.method.predict(state.variables(ema=True), batch))
     rows = []
-    for batch in eval_iterator(
-        files, "files", restored.experiment.data, batch_size=run.train.eval_batch_size
-    ):
-        predictions = predict(restored.state, put_batch(batch, mesh=run.mesh))
-        rows.append(jax.device_get(predictions["probabilities"])[batch["mask"]])
+    size = run.train.eval_batch_size
+    with contextlib.closing(eval_iterator(files, "files", options, batch_size=size)) as batches:
+        for batch in batches:
+            predictions = predict(restored.state, put_batch(batch, mesh=run.mesh))
+            rows.append(jax.device_get(predictions["probabilities"])[batch["mask"]])
     return np.concatenate(rows)
 
 

@@ -1,9 +1,10 @@
 """From an experiment to what the training loop needs: data, method, devices, weights."""
 
+import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import jax
 import numpy as np
 
 from fgkd_jax.cli.experiment import Experiment
-from fgkd_jax.cli.feature_cache import CachedFeed, with_cached_features
-from fgkd_jax.cli.workdir import CHECKPOINT_FOLDER
+from fgkd_jax.cli.feature_cache import cached_feed
+from fgkd_jax.cli.workdir import CHECKPOINT_FOLDER, LEFT_OUT_FILE, read_json, write_json
 from fgkd_jax.data.base import Dataset
 from fgkd_jax.data.options import DataOptions
 from fgkd_jax.data.pipeline import (
@@ -26,9 +27,10 @@ from fgkd_jax.errors import UserError, nearest
 from fgkd_jax.evaluation import EVALUATORS
 from fgkd_jax.protocols import Method
 from fgkd_jax.train.checkpoint import Checkpointer
-from fgkd_jax.train.loop import Run
+from fgkd_jax.train.loop import Feed, Run, Trainer
 from fgkd_jax.train.pretrained import load_pretrained
 from fgkd_jax.train.sharding import make_mesh
+from fgkd_jax.train.state import TrainState
 from fgkd_jax.train.weight_files import file_sha256
 from fgkd_jax.typing import Batch, Variables
 
@@ -49,9 +51,19 @@ def use_platform(platform: str | None, *, cache: str | None = None) -> None:
     Args:
       platform: `cpu`, `gpu` or `tpu`; None for the best there is.
       cache: folder where compiled programs are kept from one run to the next; None for none.
+
+    Raises:
+      UserError: there is no such device.
     """
     if platform:
         jax.config.update("jax_platforms", "cuda" if platform == "gpu" else platform)
+        try:
+            jax.devices()
+        except RuntimeError as error:
+            raise UserError(
+                f"--device is {platform}, but JAX finds no such device here; the extra "
+                f"'{platform}' of the package installs its driver"
+            ) from error
     if cache:
         jax.config.update("jax_compilation_cache_dir", os.path.abspath(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -67,7 +79,7 @@ class PipelineFeed:
       batch_size: examples of a global training batch.
       eval_batch_size: examples of a global evaluation batch.
       seed: seeds order and augmentation.
-      opened: every iterator so far; each knows which images it left out.
+      corrupt: reason by file name, of the images that the batches so far left out.
     """
 
     dataset: Dataset
@@ -75,9 +87,9 @@ class PipelineFeed:
     batch_size: int
     eval_batch_size: int
     seed: int
-    opened: list[BatchIterator] = dataclasses.field(default_factory=list)
+    corrupt: dict[str, str] = dataclasses.field(default_factory=dict)
 
-    def train(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
+    def train(self, start_step: int) -> BatchIterator:
         """Yields this process's share of the training batches from a step on, without end.
 
         Args:
@@ -95,10 +107,10 @@ class PipelineFeed:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        self.opened.append(batches)
+        batches.corrupt = self.corrupt
         return batches
 
-    def evaluation(self, split: str) -> Iterator[dict[str, np.ndarray]]:
+    def evaluation(self, split: str) -> BatchIterator:
         """Yields this process's share of the batches of a split, in order.
 
         Args:
@@ -115,16 +127,8 @@ class PipelineFeed:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        self.opened.append(batches)
+        batches.corrupt = self.corrupt
         return batches
-
-    def left_out(self) -> dict[str, str]:
-        """Says which images could not be read and were left out.
-
-        Returns:
-          The reason by file name.
-        """
-        return {name: why for batches in self.opened for name, why in batches.corrupt.items()}
 
 
 def image_spec(options: DataOptions, *, batch_size: int) -> Batch:
@@ -154,24 +158,37 @@ def method_for(experiment: Experiment, dataset: Dataset) -> Method:
 
     Returns:
       The method, with its number of classes.
+
+    Raises:
+      UserError: the method was given another number of classes.
     """
     method: Any = experiment.method
-    if method.num_classes is None:
-        method = dataclasses.replace(method, num_classes=dataset.info.num_classes)
-    return method
+    if method.num_classes not in (None, dataset.info.num_classes):
+        raise UserError(
+            f"method.num_classes is {method.num_classes}, but {dataset.info.name} has "
+            f"{dataset.info.num_classes} classes"
+        )
+    return dataclasses.replace(method, num_classes=dataset.info.num_classes)
 
 
-def open_run(experiment: Experiment, *, dataset: Dataset, workdir: str) -> Run:
+def open_run(experiment: Experiment, *, dataset: Dataset) -> Run:
     """Prepares a run.
 
     Args:
       experiment: the experiment.
       dataset: its data set.
-      workdir: the run's folder, where precomputed features go.
 
     Returns:
-      What the training loop needs.
+      What the training loop needs, with a feed of images.
+
+    Raises:
+      UserError: the data set has no such split, the evaluation no such figure, the method another
+        number of classes, or there is no such file of weights.
     """
+    info = dataset.info
+    if experiment.report.split not in info.splits:
+        split = experiment.report.split
+        raise UserError(f"report.split is '{split}'{nearest(split, info.splits)}")
     method = method_for(experiment, dataset)
     train = experiment.train
     evaluator = EVALUATORS[method.task](
@@ -201,7 +218,7 @@ def open_run(experiment: Experiment, *, dataset: Dataset, workdir: str) -> Run:
         eval_batch_size=train.eval_batch_size,
         seed=experiment.seed,
     )
-    run = Run(
+    return Run(
         method=method,
         evaluator=evaluator,
         feed=images,
@@ -217,22 +234,51 @@ def open_run(experiment: Experiment, *, dataset: Dataset, workdir: str) -> Run:
             **({"weights sha256": file_sha256(weights)} if weights else {}),
         },
     )
-    if not experiment.features.views:
-        return run
-    return with_cached_features(run, dataset, experiment, folder=Path(workdir) / "features")
 
 
-def left_out(run: Run) -> dict[str, str]:
-    """Says which images a run could not read.
+def training_feed(
+    trainer: Trainer, state: TrainState, experiment: Experiment, dataset: Dataset, *, workdir: str
+) -> Feed:
+    """Returns what the training loop reads: images, or precomputed features.
 
     Args:
-      run: a run of `open_run`.
+      trainer: the run, with a feed of images.
+      state: the state of step 0, whose frozen stages make the features.
+      experiment: the experiment.
+      dataset: its data set.
+      workdir: the run's folder, where features are kept.
 
     Returns:
-      The reason by file name.
+      A feed.
     """
-    feed = run.feed.images if isinstance(run.feed, CachedFeed) else run.feed
-    return feed.left_out() if isinstance(feed, PipelineFeed) else {}
+    if not experiment.features.views:
+        return trainer.run.feed
+    folder = Path(workdir) / "features"
+    return cached_feed(trainer.run, state, dataset, experiment, folder=folder)
+
+
+@contextlib.contextmanager
+def counting_left_out(feed: Feed, *, workdir: str) -> Iterator[Callable[[], dict[str, str]]]:
+    """Keeps count, over every leg of a run, of the images that could not be read.
+
+    Args:
+      feed: the feed of images.
+      workdir: the run's folder.
+
+    Yields:
+      A function that returns the reason by file name, of all legs so far.
+    """
+    path = Path(workdir) / LEFT_OUT_FILE
+
+    def left_out() -> dict[str, str]:
+        now = feed.corrupt if isinstance(feed, PipelineFeed) else {}
+        return {**read_json(path), **now}
+
+    try:
+        yield left_out
+    finally:
+        if left_out():
+            write_json(path, left_out())
 
 
 def open_data(experiment: Experiment) -> Dataset:

@@ -1,5 +1,6 @@
 """`fgkd train`: trains a method from a config, and resumes by itself."""
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -87,37 +88,52 @@ def run_experiment(experiment: Any, *, workdir: str) -> dict[str, Any]:
     """
     from fgkd_jax.cli import results, session
     from fgkd_jax.cli import workdir as folder
-    from fgkd_jax.train.loop import fit
+    from fgkd_jax.train.loop import Trainer, fit
 
     started = time.monotonic()
-    folder.claim(workdir, experiment)
+    folder.check(workdir, experiment)
     dataset = session.open_data(experiment)
-    checkpointer = session.open_checkpoints(experiment, workdir=workdir)
-    job = session.open_run(experiment, dataset=dataset, workdir=workdir)
-    try:
-        trainer, state = fit(job, checkpointer, workdir=workdir, log=session.say)
-    except NonFiniteError as error:
-        checkpointer.wait()
-        steps = checkpointer.steps()
-        kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "none was saved before"
-        raise NonFiniteError(f"{error}; {kept}") from error
-    evaluated = results.evaluate_checkpoints(trainer, state, checkpointer, experiment)
-    summary = {
-        "title": experiment.report.title,
-        "data": {"name": dataset.info.name, "fingerprint": dataset.info.fingerprint},
-        "seed": experiment.seed,
-        "step": experiment.train.steps,
-        "results": evaluated,
-        "images_left_out": session.left_out(job),
-        "versions": results.versions(),
-        "timing": {
-            "seconds": round(time.monotonic() - started, 1),
-            "train_step_compilations": trainer.train_step.traces,
-        },
-    }
-    checkpointer.close()
+    trainer = Trainer(session.open_run(experiment, dataset=dataset))
+    initial = trainer.initial_state()
+    images = trainer.run.feed
+    with (
+        folder.claimed(workdir, experiment),
+        session.open_checkpoints(experiment, workdir=workdir) as checkpointer,
+        session.counting_left_out(images, workdir=workdir) as left_out,
+    ):
+        feed = session.training_feed(trainer, initial, experiment, dataset, workdir=workdir)
+        trainer.run = dataclasses.replace(trainer.run, feed=feed)
+        try:
+            state, start = fit(trainer, initial, checkpointer, workdir=workdir, log=session.say)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{error}; {_kept(checkpointer)}") from error
+        # What is reported goes through the whole network, also where features were stored.
+        trainer.run = dataclasses.replace(trainer.run, feed=images)
+        summary = folder.read_json(Path(workdir) / folder.SUMMARY_FILE)
+        if start == experiment.train.steps and summary:
+            return summary
+        summary = {
+            "title": experiment.report.title,
+            "data": {"name": dataset.info.name, "fingerprint": dataset.info.fingerprint},
+            "seed": experiment.seed,
+            "step": experiment.train.steps,
+            "results": results.evaluate_checkpoints(trainer, state, checkpointer, experiment),
+            "images_left_out": left_out(),
+            "versions": results.versions(),
+            "timing": {
+                "seconds": round(time.monotonic() - started, 1),
+                "resumed_from_step": start,
+                "train_step_compilations": trainer.train_step.traces,
+            },
+        }
     folder.write_json(Path(workdir) / folder.SUMMARY_FILE, summary)
     return summary
+
+
+def _kept(checkpointer: Any) -> str:
+    checkpointer.wait()
+    steps = checkpointer.steps()
+    return f"the checkpoint of step {steps[-1]} is kept" if steps else "none was saved before"
 
 
 def render_summary(summary: dict[str, Any]) -> str:
@@ -132,9 +148,11 @@ def render_summary(summary: dict[str, Any]) -> str:
     from fgkd_jax.cli.results import results_table
 
     data, timing, left_out = summary["data"], summary["timing"], summary["images_left_out"]
+    step = timing["resumed_from_step"]
+    resumed = f" since step {step}" if step else ""
     lines = [
         f"{summary['title'] or 'run'}: {summary['step']} steps on {data['name']}, "
-        f"seed {summary['seed']}, {timing['seconds']:.0f} s",
+        f"seed {summary['seed']}, {timing['seconds']:.0f} s{resumed}",
         results_table(summary["results"]),
     ]
     if left_out:

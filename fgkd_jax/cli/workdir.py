@@ -1,8 +1,10 @@
 """A run's folder: whose it is, and what is in it."""
 
+import contextlib
+import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,35 +15,78 @@ CONFIG_FILE = "config.json"
 SUMMARY_FILE = "summary.json"
 CHECKPOINT_FOLDER = "checkpoints"
 
-MAY_CHANGE = ("mesh.", "data.data_dir", "data.num_workers", "data.read_threads", "report.")
+LEFT_OUT_FILE = "images_left_out.json"
+
+MAY_CHANGE = (
+    "mesh.",
+    "report.",
+    "data.data_dir",
+    "data.num_workers",
+    "data.read_threads",
+    "data.prefetch_batches",
+    "pretrained.path",
+    "train.tensorboard",
+    "checkpoint.keep_last",
+    "checkpoint.asynchronous",
+    "checkpoint.verify_hashes",
+)
 """Options that a resumed run may change: where and how fast it runs, not what it computes."""
 
 
-def claim(workdir: str, experiment: Experiment) -> None:
-    """Makes a folder this experiment's, or checks that it already is.
+def check(workdir: str, experiment: Experiment) -> None:
+    """Checks that a folder may become or already is this experiment's; writes nothing.
 
     Args:
-      workdir: the folder; created where it is missing.
+      workdir: the folder; it may be missing.
       experiment: what is to run in it.
 
     Raises:
       UserError: the folder holds a run of another config, or files that are not a run's.
     """
     folder = Path(workdir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"workdir {workdir} cannot be created: {error.strerror}") from error
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"workdir {workdir} is a file; expected a folder")
     if (folder / CONFIG_FILE).exists():
         _check_same(workdir, experiment_to_dict(read_experiment(workdir)), experiment)
         return
-    present = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    present = sorted(path.name for path in folder.glob("*") if not path.name.startswith("."))
     if present:
         raise UserError(
             f"workdir {workdir} holds '{present[0]}' but no {CONFIG_FILE}; "
             "expected an empty or new folder, or that of an earlier run"
         )
-    write_json(folder / CONFIG_FILE, experiment_to_dict(experiment))
+
+
+@contextlib.contextmanager
+def claimed(workdir: str, experiment: Experiment) -> Iterator[None]:
+    """Makes a folder this experiment's, and keeps every other process out meanwhile.
+
+    Args:
+      workdir: the folder; created where it is missing.
+      experiment: what is to run in it; options that may change are written anew.
+
+    Yields:
+      Nothing.
+
+    Raises:
+      UserError: as of `check`, the folder cannot be written, or another process uses it.
+    """
+    folder = Path(workdir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"workdir {workdir} cannot be written: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"workdir {workdir} is in use by another run; expected one run per folder"
+            ) from error
+        check(workdir, experiment)
+        write_json(folder / CONFIG_FILE, experiment_to_dict(experiment))
+        yield
 
 
 def read_experiment(workdir: str) -> Experiment:
@@ -64,6 +109,21 @@ def read_experiment(workdir: str) -> Experiment:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     return parse_experiment(values)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON file that may be missing.
+
+    Args:
+      path: the file.
+
+    Returns:
+      Its values; none where the file is missing or unreadable.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

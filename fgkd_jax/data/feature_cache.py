@@ -1,11 +1,13 @@
 """Features computed once and read many times: a folder of arrays per split.
 
-A folder holds `features.npy` (float16 [n, ...]), `labels.npy` and `ids.npy` (int32 [n]) and
-`fingerprint.txt`. It appears whole or not at all.
+A folder holds `features.bin` (float16 [n, ...], C order), `labels.npy` and `ids.npy` (int32 [n])
+and `features.json` (shape and fingerprint). It appears whole or not at all.
 """
 
+import json
+import math
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,57 +56,58 @@ class FeatureSplit:
 
 
 def write_features(
-    folder: Path, batches: Iterable[HostBatch], *, count: int, fingerprint: str
-) -> None:
-    """Stores the first rows of a stream of batches.
+    folder: Path, batches: Iterable[HostBatch], *, limit: int, fingerprint: str
+) -> FeatureSplit:
+    """Stores the rows of a stream of batches.
 
     Args:
       folder: where they go; features of another fingerprint there are replaced.
       batches: `features`, `label`, `id` and `mask`; rows with `mask` False are left out.
-      count: rows to store.
+      limit: rows to store at most; a shorter stream is stored as it is.
       fingerprint: hash of everything the features depend on.
 
+    Returns:
+      The features, as `read_features` would.
+
     Raises:
-      UserError: the stream ends before `count` rows, or the disk is full.
+      UserError: the stream has no row, or the disk is full.
     """
     partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
+        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        done = _write_arrays(partial, batches, count)
-        (partial / "fingerprint.txt").write_text(fingerprint)
-        if done == count:
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.rename(folder)
+        shape = _write_arrays(partial, batches, limit)
+        document = {"fingerprint": fingerprint, "shape": shape}
+        (partial / "features.json").write_text(json.dumps(document))
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise UserError(f"features cannot be written to {folder}: {error.strerror}") from error
-    if done < count:
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"features of {folder.name} ended after {done} rows; expected {count}")
+    found = read_features(folder, fingerprint=fingerprint)
+    if found is None:
+        raise UserError(f"features of {folder.name}: no image to compute them of")
+    return found
 
 
-def _write_arrays(folder: Path, batches: Iterable[HostBatch], count: int) -> int:
-    labels, ids = np.zeros(count, np.int32), np.zeros(count, np.int32)
-    stored, done = None, 0
-    for batch in batches:
-        keep = np.flatnonzero(batch["mask"])[: count - done]
-        part = slice(done, done + len(keep))
-        if stored is None:
-            shape = (count, *batch["features"].shape[1:])
-            stored = np.lib.format.open_memmap(
-                folder / "features.npy", mode="w+", dtype=np.float16, shape=shape
-            )
-        stored[part] = batch["features"][keep]
-        labels[part], ids[part] = batch["label"][keep], batch["id"][keep]
-        done += len(keep)
-        if done == count:
-            break
-    if stored is not None:
-        stored.flush()
-    np.save(folder / "labels.npy", labels)
-    np.save(folder / "ids.npy", ids)
-    return done
+def _write_arrays(folder: Path, batches: Iterable[HostBatch], limit: int) -> tuple[int, ...]:
+    labels: list[int] = []
+    ids: list[int] = []
+    row: tuple[int, ...] = ()
+    # Written in order and not mapped: a full disk is then an error and not a signal.
+    with (folder / "features.bin").open("wb") as file:
+        for batch in batches:
+            keep = np.flatnonzero(batch["mask"])[: limit - len(labels)]
+            row = batch["features"].shape[1:]
+            file.write(np.ascontiguousarray(batch["features"][keep], np.float16).tobytes())
+            labels += batch["label"][keep].tolist()
+            ids += batch["id"][keep].tolist()
+            if len(labels) == limit:
+                break
+    np.save(folder / "labels.npy", np.asarray(labels, np.int32))
+    np.save(folder / "ids.npy", np.asarray(ids, np.int32))
+    return (len(labels), *row)
 
 
 def read_features(folder: Path, *, fingerprint: str) -> FeatureSplit | None:
@@ -115,16 +118,25 @@ def read_features(folder: Path, *, fingerprint: str) -> FeatureSplit | None:
       fingerprint: what they must have been made from.
 
     Returns:
-      The features, or None where there are none or they were made from something else.
+      The features, or None where there are none, they are incomplete, or they were made from
+      something else.
     """
-    mark = folder / "fingerprint.txt"
-    if not mark.is_file() or mark.read_text() != fingerprint:
+    try:
+        document = json.loads((folder / "features.json").read_text())
+        shape = tuple(document["shape"])
+        if document["fingerprint"] != fingerprint or not shape[0]:
+            return None
+        path = folder / "features.bin"
+        if path.stat().st_size != 2 * math.prod(shape):
+            return None
+        split = FeatureSplit(
+            features=np.memmap(path, np.float16, mode="r", shape=shape),
+            labels=np.load(folder / "labels.npy", allow_pickle=False),
+            ids=np.load(folder / "ids.npy", allow_pickle=False),
+        )
+    except (OSError, ValueError, KeyError):
         return None
-    return FeatureSplit(
-        features=np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False),
-        labels=np.load(folder / "labels.npy", allow_pickle=False),
-        ids=np.load(folder / "ids.npy", allow_pickle=False),
-    )
+    return split if len(split.labels) == len(split.ids) == shape[0] else None
 
 
 def train_batches(
@@ -133,23 +145,19 @@ def train_batches(
     batch_size: int,
     seed: int,
     start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> Iterator[HostBatch]:
+) -> Generator[HostBatch, None, None]:
     """Yields shuffled batches without end; epoch e is a permutation drawn from (seed, e).
 
     Args:
       split: the features.
-      batch_size: rows of a global batch.
+      batch_size: rows of a batch.
       seed: seeds the order.
       start_step: index of the first batch; the order does not depend on where a run starts.
-      process_index: which share of each global batch to read.
-      process_count: how many shares there are.
 
     Yields:
-      This process's contiguous share of each global batch.
+      Batches, as `FeatureSplit.batch` makes them.
     """
-    size, share = len(split), batch_size // process_count
+    size = len(split)
     known: dict[int, np.ndarray] = {}
 
     def row(position: int) -> int:
@@ -162,28 +170,21 @@ def train_batches(
 
     step = start_step
     while True:
-        first = step * batch_size + process_index * share
-        rows = np.array([row(first + i) for i in range(share)])
-        yield split.batch(rows, size=share)
+        rows = np.array([row(step * batch_size + i) for i in range(batch_size)])
+        yield split.batch(rows, size=batch_size)
         step += 1
 
 
-def eval_batches(
-    split: FeatureSplit, *, batch_size: int, process_index: int = 0, process_count: int = 1
-) -> Iterator[HostBatch]:
+def eval_batches(split: FeatureSplit, *, batch_size: int) -> Generator[HostBatch, None, None]:
     """Yields every row once, in order.
 
     Args:
       split: the features.
-      batch_size: rows of a global batch.
-      process_index: which share of each global batch to read.
-      process_count: how many shares there are.
+      batch_size: rows of a batch.
 
     Yields:
-      This process's contiguous share of each global batch, padded with `mask` False.
+      Batches, the last one padded with `mask` False.
     """
-    share = batch_size // process_count
     for start in range(0, len(split), batch_size):
-        first = start + process_index * share
-        rows = np.arange(min(first, len(split)), min(first + share, len(split)))
-        yield split.batch(rows, size=share)
+        rows = np.arange(start, min(start + batch_size, len(split)))
+        yield split.batch(rows, size=batch_size)

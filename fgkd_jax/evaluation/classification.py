@@ -123,12 +123,13 @@ class ClassificationEvaluator:
         labels = jnp.where(mask, batch["label"], 0)
         rank = label_rank(logits, labels)
         predicted = jnp.argmax(logits, axis=1)
+        sane = mask & ~jnp.any(jnp.isnan(logits), axis=1)
         return ClassificationCounts(
             examples=counts.examples + self._per_class(labels, mask),
             correct=counts.correct + self._per_class(labels, mask & (rank == 0)),
             top5=counts.top5 + jnp.sum(mask & (rank < 5), dtype=jnp.int32),
             grouped={
-                name: counts.grouped[name] + _same_group(groups, predicted, labels, mask)
+                name: counts.grouped[name] + _same_group(groups, predicted, labels, sane)
                 for name, groups in self.groupings.items()
             },
             loss=counts.loss + jnp.sum(jnp.where(mask, cross_entropy(logits, labels), 0.0)),

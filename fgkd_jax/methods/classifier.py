@@ -105,9 +105,9 @@ class Classifier:
     def __post_init__(self) -> None:
         for name in ("dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"method.{name} is {getattr(self, name)}; expected it in [0, 1)")
+                raise UserError(f"{name} is {getattr(self, name)}; expected it in [0, 1)")
         if self.frozen_stages < 0:
-            raise UserError(f"method.frozen_stages is {self.frozen_stages}; expected at least 0")
+            raise UserError(f"frozen_stages is {self.frozen_stages}; expected at least 0")
         self.network  # noqa: B018  (a wrong backbone name or option is told at once)
 
     @property
@@ -116,7 +116,7 @@ class Classifier:
         options = dict(self.backbone)
         name = options.pop("name", None)
         if name is None:
-            raise UserError(f"method.backbone is {options}; expected a key 'name'")
+            raise UserError(f"backbone is {options}; expected a key 'name'")
         return ClassifierNetwork(
             backbone=make_backbone(name, **options),
             num_classes=self.num_classes or 1,

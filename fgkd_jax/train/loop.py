@@ -1,8 +1,9 @@
 """The training loop: feed, step, log, evaluate, save; it knows no method and no data set."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -20,6 +21,11 @@ from fgkd_jax.train.writers import MetricsWriter, Progress
 from fgkd_jax.typing import Batch
 
 HostBatch = dict[str, np.ndarray]
+
+TENSORBOARD: dict[str, bool | str] = {"auto": "auto", "on": True, "off": False}
+
+IN_FLIGHT = 4
+"""Steps that may be enqueued on the device before the host waits."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,29 +48,38 @@ class TrainOptions:
     eval_batch_size: int = 64
     log_every: int = 50
     eval_every: int = 0
-    tensorboard: bool | str = "auto"
+    tensorboard: Literal["auto", "on", "off"] = "auto"
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "eval_batch_size", "log_every"):
             if getattr(self, name) < 1:
-                raise UserError(f"train.{name} is {getattr(self, name)}; expected at least 1")
+                raise UserError(f"{name} is {getattr(self, name)}; expected at least 1")
         if self.eval_every < 0:
-            raise UserError(f"train.eval_every is {self.eval_every}; expected 0 or more")
-        if self.tensorboard not in (True, False, "auto"):
-            raise UserError(
-                f"train.tensorboard is {self.tensorboard!r}; expected True, False or 'auto'"
-            )
+            raise UserError(f"eval_every is {self.eval_every}; expected 0 or more")
+
+
+@runtime_checkable
+class Batches(Protocol):
+    """An iterator over batches that can be told to stop reading ahead."""
+
+    def __next__(self) -> HostBatch: ...
+
+    def __iter__(self) -> Iterator[HostBatch]: ...
+
+    def close(self) -> None:
+        """Ends the threads and processes behind it."""
+        ...
 
 
 @runtime_checkable
 class Feed(Protocol):
     """Where batches come from: this process's share of each global batch."""
 
-    def train(self, start_step: int) -> Iterator[HostBatch]:
+    def train(self, start_step: int) -> Batches:
         """Yields training batches without end, beginning with that of `start_step`."""
         ...
 
-    def evaluation(self, split: str) -> Iterator[HostBatch]:
+    def evaluation(self, split: str) -> Batches:
         """Yields the batches of one split, in order, padded with `mask` False."""
         ...
 
@@ -85,7 +100,7 @@ class Run:
       overlay: puts pretrained arrays in place of initial ones.
       validation: name of the split to choose checkpoints on; None where there is none.
       metadata: JSON values stored with every checkpoint; a resumed run must have the same
-        (hashes of the data and of the weights it started from).
+        (hashes of labels and ids of the data, and of the weights it started from).
     """
 
     method: Method
@@ -187,8 +202,9 @@ class Trainer:
           The evaluator's figures.
         """
         counts = jax.device_put(self.run.evaluator.empty(), replicated(self.run.mesh))
-        for batch in self.run.feed.evaluation(split):
-            counts = self.eval_step(state, counts, put_batch(batch, mesh=self.run.mesh))
+        with contextlib.closing(self.run.feed.evaluation(split)) as batches:
+            for batch in batches:
+                counts = self.eval_step(state, counts, put_batch(batch, mesh=self.run.mesh))
         return self.run.evaluator.finalise(counts)
 
 
@@ -204,6 +220,9 @@ class _Window:
 
     def add(self, step: int, metrics: dict[str, jax.Array], ids: np.ndarray) -> None:
         self._steps.append((step, metrics, ids))
+        if len(self._steps) > IN_FLIGHT:
+            # Without a bound, the batches of a whole window could wait on the device.
+            jax.block_until_ready(self._steps[-IN_FLIGHT][1]["loss"])
 
     def flush(self) -> dict[str, float]:
         """Averages over the steps, after a check that all of them were finite."""
@@ -220,49 +239,72 @@ class _Window:
 def _describe_non_finite(step: int, metrics: Mapping[str, np.ndarray], ids: np.ndarray) -> str:
     share = metrics["example_finite"][jax.process_index() * len(ids) :][: len(ids)]
     local = ids[~share].tolist()
-    which = f"examples {local}" if local else f"the gradient over examples {ids.tolist()}"
+    if local:
+        which = f"the loss of examples {local}"
+    elif metrics["example_finite"].all():
+        which = f"the update from examples {ids.tolist()}"
+    else:
+        which = "examples of another process"
     return f"step {step}: loss {float(metrics['loss'])}, not finite in {which}; the run stops"
 
 
 def fit(
-    run: Run, checkpointer: Checkpointer, *, workdir: str, log: Callable[[str], None]
-) -> tuple[Trainer, TrainState]:
+    trainer: Trainer,
+    state: TrainState,
+    checkpointer: Checkpointer,
+    *,
+    workdir: str,
+    log: Callable[[str], None],
+) -> tuple[TrainState, int]:
     """Trains to the last step, from the newest checkpoint where there is one.
 
     Args:
-      run: the run.
+      trainer: the compiled steps of a run.
+      state: the state of step 0.
       checkpointer: saves and restores; decides which checkpoints are kept.
       workdir: folder of the metrics.
       log: takes one line at a time for the person who watches.
 
     Returns:
-      The trainer and the state after the last step.
+      The state after the last step, and the step that training started from.
 
     Raises:
-      NonFiniteError: a loss or gradient is not finite; the last checkpoint is older and good.
+      NonFiniteError: a loss, a gradient or a new parameter is not finite; every checkpoint is
+        older and good.
+      UserError: the checkpoint was made from other data or weights.
     """
-    trainer = Trainer(run)
-    state = trainer.initial_state()
+    run = trainer.run
     restored = checkpointer.restore_last(abstract_like(state.to_save()))
     start = 0
     if restored is not None:
         saved, start = restored
-        _check_same_inputs(run.metadata, checkpointer.metadata(start), start)
+        check_same_inputs(run.metadata, checkpointer.metadata(start), step=start)
         state = state.with_saved(saved)
         log(f"resumed from step {start}")
     writer = MetricsWriter(
         workdir,
         resume_step=start,
         enabled=jax.process_index() == 0,
-        tensorboard=run.train.tensorboard,
+        tensorboard=TENSORBOARD[run.train.tensorboard],
     )
-    with writer, jax.transfer_guard("disallow"):
-        state = _steps(trainer, state, start, checkpointer, writer)
+    batches = run.feed.train(start)
+    with writer, contextlib.closing(batches), jax.transfer_guard("disallow"):
+        state = _steps(trainer, state, start, batches, checkpointer, writer)
     checkpointer.wait()
-    return trainer, state
+    return state, start
 
 
-def _check_same_inputs(now: Mapping[str, Any], before: Mapping[str, Any], step: int) -> None:
+def check_same_inputs(now: Mapping[str, Any], before: Mapping[str, Any], *, step: int) -> None:
+    """Checks that a checkpoint was made from the data and weights of this run.
+
+    Args:
+      now: JSON values of this run.
+      before: those stored with the checkpoint.
+      step: the checkpoint's step, for the message.
+
+    Raises:
+      UserError: a value differs.
+    """
     for name, value in now.items():
         if name in before and before[name] != value:
             raise UserError(
@@ -275,11 +317,11 @@ def _steps(
     trainer: Trainer,
     state: TrainState,
     start: int,
+    batches: Iterator[HostBatch],
     checkpointer: Checkpointer,
     writer: MetricsWriter,
 ) -> TrainState:
     run, total = trainer.run, trainer.run.train.steps
-    batches = run.feed.train(start)
     every = run.train.eval_every or total
     evaluations = {total, *range(every, total, every)} if run.validation else set()
     window = _Window()

@@ -142,8 +142,8 @@ def learning_rate_schedule(options: OptimOptions, total_steps: int) -> optax.Sch
     """
     if total_steps <= options.warmup_steps:
         raise UserError(
-            f"total steps are {total_steps} and warmup_steps {options.warmup_steps}; expected more"
-            " steps than the warm-up takes"
+            f"train.steps is {total_steps} and optim.warmup_steps {options.warmup_steps}; expected "
+            "more steps than the warm-up takes"
         )
     main = _SCHEDULES[options.schedule](options, total_steps)
     if options.warmup_steps == 0:

@@ -2,14 +2,12 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fgkd_jax.errors import UserError
-from fgkd_jax.typing import Batch, PyTree
 
 DATA_AXIS = "data"
 
@@ -26,7 +24,7 @@ class MeshOptions:
 
     def __post_init__(self) -> None:
         if self.data != -1 and self.data < 1:
-            raise UserError(f"mesh.data is {self.data}; expected -1 (all devices) or at least 1")
+            raise UserError(f"data is {self.data}; expected -1 (all devices) or at least 1")
 
 
 def make_mesh(options: MeshOptions, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -118,33 +116,3 @@ def put_batch(batch: Mapping[str, np.ndarray], *, mesh: Mesh) -> dict[str, jax.A
         name: jax.make_array_from_process_local_data(sharding, value)
         for name, value in batch.items()
     }
-
-
-def shard_like(tree: PyTree, *, sharding: NamedSharding) -> PyTree:
-    """Maps every leaf to one sharding.
-
-    Args:
-      tree: any pytree.
-      sharding: what each leaf gets.
-
-    Returns:
-      The same structure with the sharding at every leaf.
-    """
-    return jax.tree.map(lambda _: sharding, tree)
-
-
-def batch_spec(batch: Mapping[str, np.ndarray], *, processes: int = 1) -> Batch:
-    """Describes the global batch behind one process's share.
-
-    Args:
-      batch: arrays of this process.
-      processes: number of processes.
-
-    Returns:
-      `jax.ShapeDtypeStruct` by name, first axis multiplied by `processes`.
-    """
-
-    def spec(value: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((value.shape[0] * processes, *value.shape[1:]), value.dtype)
-
-    return {name: spec(value) for name, value in batch.items()}

@@ -13,7 +13,7 @@ from fgkd_jax.typing import Leaf, PyTree, Variables
 class TrainState:
     """Everything a training step reads and writes.
 
-    What is not in here is not resumed. `constants` and `frozen` are inputs of the step that
+    What is not in here is not resumed. `constants` are inputs of the step that
     never change; they are rebuilt from their sources at the start of a run, not saved.
 
     Attributes:
@@ -23,9 +23,7 @@ class TrainState:
       model_state: collections that the forward pass updates (`batch_stats`).
       opt_state: state of the optimiser.
       ema: exponential moving average of `params`, or None.
-      extra: state of a method's own (memory banks, queues), by name.
       constants: the `constants` collection (attribute matrices, word vectors), by name.
-      frozen: variables of frozen teachers, by name.
     """
 
     step: Leaf
@@ -34,9 +32,7 @@ class TrainState:
     model_state: dict[str, Any]
     opt_state: PyTree
     ema: PyTree | None = None
-    extra: dict[str, Any] = struct.field(default_factory=dict)
     constants: dict[str, Any] = struct.field(default_factory=dict)
-    frozen: dict[str, Any] = struct.field(default_factory=dict)
 
     def variables(self, *, ema: bool = False) -> Variables:
         """Returns the collections that a method's functions take.
@@ -63,7 +59,6 @@ class TrainState:
             "model_state": self.model_state,
             "opt_state": self.opt_state,
             "ema": self.ema,
-            "extra": self.extra,
         }
 
     def with_saved(self, saved: dict[str, Any]) -> "TrainState":

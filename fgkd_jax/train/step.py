@@ -38,7 +38,8 @@ def make_train_step(
       method: supplies the loss terms.
       optimizer: turns gradients into updates.
       accumulate: micro-batches of one step; micro-batch j takes the examples j, j + accumulate,
-        ..., so that each stays evenly spread over the devices.
+        ..., so that each stays evenly spread over the devices. Each draws from a key of its own,
+        so that augmentation on the device differs from that of an undivided batch.
       ema_decay: decay of the moving average of the parameters; 0 keeps none.
       ema_warmup: whether the average follows faster during the first updates.
       trainable: pytree of bools like `params`; no gradient is computed where False.
@@ -95,7 +96,7 @@ def make_train_step(
             opt_state=opt_state,
             ema=ema,
         )
-        return state, report.metrics(grads)
+        return state, report.metrics(grads, params, model_state)
 
     return step
 
@@ -167,9 +168,10 @@ class _Report:
             example_finite=jnp.swapaxes(self.example_finite, 0, 1).reshape(-1),
         )
 
-    def metrics(self, grads: PyTree) -> Metrics:
-        """Figures to log."""
+    def metrics(self, grads: PyTree, params: PyTree, model_state: PyTree) -> Metrics:
+        """Figures to log; `finite` covers what a checkpoint of the new state would hold."""
         loss, norm = self.total(self.counts), optax.tree.norm(grads)
+        after = _float_norm((params, model_state))
         means = {name: total / jnp.maximum(1, n) for name, (total, n) in self.figures.items()}
         parts = {
             f"loss/{name}": self.sums[name] / jnp.maximum(1, self.counts[name])
@@ -180,9 +182,14 @@ class _Report:
             **parts,
             "loss": loss,
             "grad_norm": norm,
-            "finite": jnp.isfinite(loss) & jnp.isfinite(norm),
+            "finite": jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(after),
             "example_finite": self.example_finite,
         }
+
+
+def _float_norm(tree: PyTree) -> Array:
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return optax.tree.norm(leaves)
 
 
 def _stop_frozen(params: PyTree, trainable: PyTree | None) -> PyTree:

@@ -60,7 +60,7 @@ def config(photographs, tmp_path_factory):
                     }},
                     "train": {{
                         "steps": 12, "batch_size": 16, "eval_batch_size": 8,
-                        "log_every": 2, "eval_every": 4, "tensorboard": False,
+                        "log_every": 2, "eval_every": 4, "tensorboard": "off",
                     }},
                     "mesh": {{"data": 2}},
                     "checkpoint": {{"every_steps": 4}},

@@ -8,7 +8,9 @@ import subprocess
 import numpy as np
 import pytest
 
+from fgkd_jax.cli.config import load_config
 from fgkd_jax.cli.main import main
+from fgkd_jax.cli.workdir import claimed
 
 
 def train(config, workdir, *overrides):
@@ -26,8 +28,11 @@ def snapshot(folder):
 def one_line(capsys, arguments, status=2):
     capsys.readouterr()
     assert main(arguments) == status
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fgkd:")]
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.err + printed.out
+    lines = [line for line in printed.err.splitlines() if line.startswith("fgkd:")]
     assert len(lines) == 1
+    assert printed.err.splitlines()[-1] == lines[0]
     return lines[0]
 
 
@@ -52,7 +57,7 @@ def finished(config, tmp_path_factory):
         ("--config.optim.name=sdg", "config.optim.name is 'sdg'; did you mean 'sgd'?"),
         ("--config.train.steps=many", "train.steps=many"),
         ("--config.train.steps", "--config.train.steps has no value"),
-        ("--config.train.steps=0", "train.steps is 0; expected at least 1"),
+        ("--config.train.steps=0", "config.train: steps is 0; expected at least 1"),
         (
             "--config.train.batch_size=15",
             "batch_size is 15; expected a multiple of 2 devices",
@@ -63,13 +68,22 @@ def finished(config, tmp_path_factory):
         ("--config.data.dataset=cifar_10", "'cifar_10'"),
         ("--config.data.data_dir=/nonexistent", "/nonexistent"),
         ("--config.pretrained.path=/nonexistent.npz", "/nonexistent.npz"),
-        ("--config.report.figures=('acuracy',)", "acuracy"),
+        ("--config.report.figures=('acuracy',)", "'acuracy'; did you mean 'accuracy'?"),
+        ("--config.report.split=tset", "report.split is 'tset'; did you mean 'test'?"),
+        ("--config.checkpoint.best_metric=acuracy", "'acuracy'; did you mean 'accuracy'?"),
+        ("--config.method.num_classes=7", "num_classes is 7, but image_folder has 3 classes"),
+        ("--config.method.backbone.widht=7", "option 'widht'; did you mean 'width'?"),
+        ("--config.optim.warmup_steps=12", "train.steps is 12 and optim.warmup_steps 12"),
+        ("--config.features.views=2", "features.views is 2, but the method has no frozen stages"),
+        ("--config.optim.rules=({'pattern': 'haed', 'frozen': True},)", "haed"),
     ],
 )
 def test_a_wrong_option_is_told_in_one_line(config, tmp_path, capsys, override, message):
     line = one_line(capsys, train(config, tmp_path / "run", override))
     assert line.startswith("fgkd: error: ")
     assert message in line
+    # A folder is claimed only by a run that can start.
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -102,6 +116,36 @@ def test_a_wrong_command_line_is_told_in_one_line(
     assert not list(tmp_path.iterdir())
 
 
+def test_no_such_device(tmp_path, capsys, config):
+    line = one_line(capsys, train(config, tmp_path / "run", "--device", "tpu"))
+    assert "--device is tpu, but JAX finds no such device here" in line
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("def get_config(:\n", "line 1: SyntaxError"),
+        ("import nothing_of_this_name\n", "line 1: ModuleNotFoundError"),
+        ("def get_config():\n    return undefined\n", "line 2: NameError"),
+        ("def get_config():\n    return {}\n", "returns a dict; expected a ConfigDict"),
+        ("x = 1\n", "defines no function get_config"),
+    ],
+)
+def test_a_config_that_cannot_be_run(tmp_path, capsys, source, message):
+    path = tmp_path / "mine.py"
+    path.write_text(source)
+    line = one_line(capsys, train(path, tmp_path / "run"))
+    assert str(path) in line
+    assert message in line
+
+
+def test_two_runs_do_not_share_a_folder(config, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    with claimed(str(workdir), load_config(str(config))):
+        line = one_line(capsys, train(config, workdir))
+    assert "is in use by another run" in line
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], []])
 def test_help_is_not_an_error(arguments, capsys):
     assert main(arguments) == 0
@@ -132,6 +176,30 @@ def test_a_folder_that_is_no_run_is_left_alone(config, tmp_path, capsys):
     line = one_line(capsys, train(config, tmp_path))
     assert "holds 'thesis.tex' but no config.json" in line
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_data_that_changed_are_told(finished, config, photographs, tmp_path, capsys):
+    workdir, data = tmp_path / "run", tmp_path / "data"
+    shutil.copytree(finished, workdir)
+    shutil.copytree(photographs, data)
+    (data / "test" / "red" / "00.png").unlink()
+    moved = f"--config.data.data_dir={data}"
+    line = one_line(capsys, train(config, workdir, "--config.train.steps=8", moved))
+    assert "made with another data fingerprint" in line
+    line = one_line(capsys, ["eval", "--workdir", str(finished), "--data_dir", str(data)])
+    assert "made with another data fingerprint" in line
+
+
+def test_a_damaged_best_checkpoint_is_left_out(finished, config, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    (workdir / "summary.json").unlink()
+    best = next((workdir / "checkpoints" / "best").glob("[0-9]*"))
+    (best / "MANIFEST.json").write_text("{}")
+    assert main(train(config, workdir, "--config.train.steps=8")) == 0
+    assert "the best checkpoint is left out" in capsys.readouterr().err
+    results = json.loads((workdir / "summary.json").read_text())["results"]
+    assert {result["checkpoint"] for result in results} == {"last"}
 
 
 def test_a_truncated_checkpoint_falls_back_and_says_so(finished, config, tmp_path, capsys):

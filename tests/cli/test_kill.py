@@ -10,6 +10,8 @@ import time
 import numpy as np
 import pytest
 
+from fgkd_jax.train.array_store import LEFTOVER
+
 STEPS = 60
 ENVIRONMENT = {
     **os.environ,
@@ -47,6 +49,7 @@ def kill_when(config, workdir, cache, ready):
     while not ready() and time.monotonic() < deadline:
         assert process.poll() is None, "the run ended before it could be killed"
         time.sleep(0.0005)
+    assert ready(), "the moment to kill the run did not come"
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
 
@@ -58,7 +61,7 @@ def saved(workdir):
 
 def being_written(workdir):
     folder = workdir / "checkpoints" / "last"
-    return [p for p in folder.glob("*") if not p.name.isdigit() and p.is_dir()]
+    return [p for p in folder.glob(f"*{LEFTOVER}") if p.is_dir()]
 
 
 @pytest.fixture(scope="module")

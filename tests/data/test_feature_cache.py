@@ -25,8 +25,7 @@ def stream(count, size=4, shape=(2, 2, 3)):
 
 @pytest.fixture
 def split(tmp_path):
-    write_features(tmp_path / "train", stream(10), count=10, fingerprint="a")
-    return read_features(tmp_path / "train", fingerprint="a")
+    return write_features(tmp_path / "train", stream(10), limit=10, fingerprint="a")
 
 
 def take(batches, count):
@@ -51,16 +50,26 @@ def test_an_interrupted_write_leaves_nothing(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_features(tmp_path / "train", broken(), count=10, fingerprint="a")
+        write_features(tmp_path / "train", broken(), limit=10, fingerprint="a")
     assert read_features(tmp_path / "train", fingerprint="a") is None
-    write_features(tmp_path / "train", stream(10), count=10, fingerprint="a")
+    write_features(tmp_path / "train", stream(10), limit=10, fingerprint="a")
     assert read_features(tmp_path / "train", fingerprint="a") is not None
 
 
-def test_a_stream_that_ends_early_is_told(tmp_path):
-    with pytest.raises(UserError, match="ended after 6 rows; expected 10"):
-        write_features(tmp_path / "train", stream(6), count=10, fingerprint="a")
-    assert not (tmp_path / "train").exists()
+def test_a_limit_ends_an_endless_stream_and_a_short_one_is_kept(tmp_path):
+    cut = write_features(tmp_path / "train", stream(100), limit=10, fingerprint="a")
+    assert cut.ids.tolist() == list(range(10))
+    short = write_features(tmp_path / "test", stream(6), limit=10, fingerprint="a")
+    assert short.ids.tolist() == list(range(6))
+    with pytest.raises(UserError, match="no image to compute them of"):
+        write_features(tmp_path / "none", iter(()), limit=10, fingerprint="a")
+
+
+@pytest.mark.parametrize("name", ["features.bin", "labels.npy", "ids.npy", "features.json"])
+def test_a_truncated_file_is_not_read(tmp_path, split, name):
+    path = tmp_path / "train" / name
+    path.write_bytes(path.read_bytes()[:-3])
+    assert read_features(tmp_path / "train", fingerprint="a") is None
 
 
 def test_every_epoch_has_every_row_once_in_another_order(split):
@@ -72,27 +81,16 @@ def test_every_epoch_has_every_row_once_in_another_order(split):
     assert other.tolist() != ids.tolist()
 
 
-def test_a_resumed_stream_and_the_shares_of_processes_agree(split):
+def test_a_resumed_stream_agrees(split):
     whole = take(train_batches(split, batch_size=4, seed=1), 6)
     resumed = take(train_batches(split, batch_size=4, seed=1, start_step=3), 3)
     for one, other in zip(whole[3:], resumed, strict=True):
         np.testing.assert_array_equal(one["features"], other["features"])
         np.testing.assert_array_equal(one["label"], other["label"])
-    shares = [
-        take(train_batches(split, batch_size=4, seed=1, process_index=p, process_count=2), 6)
-        for p in range(2)
-    ]
-    for step, batch in enumerate(whole):
-        joined = np.concatenate([shares[p][step]["id"] for p in range(2)])
-        np.testing.assert_array_equal(joined, batch["id"])
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_evaluation_sees_every_row_once(split, processes):
-    shares = [
-        list(eval_batches(split, batch_size=4, process_index=p, process_count=processes))
-        for p in range(processes)
-    ]
-    assert {len(share) for share in shares} == {3}
-    seen = [b["id"][b["mask"]] for parts in zip(*shares, strict=True) for b in parts]
-    assert np.concatenate(seen).tolist() == list(range(10))
+def test_evaluation_sees_every_row_once(split):
+    batches = list(eval_batches(split, batch_size=4))
+    assert [len(batch["id"]) for batch in batches] == [4, 4, 4]
+    seen = np.concatenate([batch["id"][batch["mask"]] for batch in batches])
+    assert seen.tolist() == list(range(10))

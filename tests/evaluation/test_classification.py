@@ -88,6 +88,17 @@ def test_nan_logits_are_never_right():
     assert label_rank(logits, jnp.array([0, 2, 0])).tolist() == [2, 1, 2]
 
 
+def test_a_broken_network_scores_nothing():
+    figures = run(
+        ClassificationEvaluator(CLASSES, {"genus": GENUS}),
+        np.full((4, CLASSES), np.nan, np.float32),
+        np.zeros(4, np.int32),
+        np.ones(4, bool),
+        4,
+    )
+    assert figures["accuracy"] == figures["genus_accuracy"] == 0
+
+
 def test_no_top5_without_more_than_five_classes():
     figures = run(
         ClassificationEvaluator(3),

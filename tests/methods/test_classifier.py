@@ -171,9 +171,9 @@ def test_the_registry_lists_it():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dropout": 1.0}, r"method\.dropout is 1\.0; expected it in \[0, 1\)"),
-        ({"label_smoothing": -0.1}, r"method\.label_smoothing is -0\.1"),
-        ({"frozen_stages": -1}, r"method\.frozen_stages is -1; expected at least 0"),
+        ({"dropout": 1.0}, r"dropout is 1\.0; expected it in \[0, 1\)"),
+        ({"label_smoothing": -0.1}, r"label_smoothing is -0\.1"),
+        ({"frozen_stages": -1}, r"frozen_stages is -1; expected at least 0"),
         ({"backbone": {"width": 8}}, "expected a key 'name'"),
         ({"backbone": {"name": "resnet17"}}, "did you mean 'resnet1"),
     ],

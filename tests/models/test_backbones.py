@@ -76,13 +76,14 @@ def test_the_head_classifies_the_mean_over_positions(shape):
 
 
 def test_logits_are_float32_and_pooled_in_float32():
-    # 4096 equal bfloat16 values: a sum in bfloat16 would stop growing at 256 of them.
-    x = jnp.full((1, 64, 64, 6), 1.0, jnp.bfloat16)
+    # The mean has more digits than bfloat16 keeps.
+    x = jnp.asarray(np.random.default_rng(1).uniform(1, 2, (1, 8, 8, 6)), jnp.bfloat16)
     v = head_variables()
     logits = LinearHead(4).apply(v, x, train=False)
     assert logits.dtype == jnp.float32
-    exact = v["params"]["dense"]["kernel"].sum(axis=0) + v["params"]["dense"]["bias"]
-    np.testing.assert_allclose(logits[0], exact, rtol=1e-5)
+    dense = jax.tree.map(np.asarray, v["params"]["dense"])
+    exact = np.asarray(x, np.float64).mean(axis=(1, 2)) @ dense["kernel"] + dense["bias"]
+    np.testing.assert_allclose(logits, exact, atol=1e-5)
 
 
 def test_dropout_acts_in_training_only():

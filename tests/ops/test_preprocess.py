@@ -150,7 +150,7 @@ def test_strengths_above_one_never_turn_colours_around():
 
 def test_the_mean_that_contrast_keeps_leaves_the_padding_out():
     image = images()
-    padded = jnp.pad(image, ((0, 0), (0, 3), (0, 2), (0, 0)))
+    padded = jnp.pad(image, ((0, 0), (0, 3), (0, 2), (0, 0)), constant_values=200)
     sizes = jnp.broadcast_to(jnp.array([5, 6], jnp.int32), (4, 2))
     expected = jitter(jax.random.key(0), image, IDS, contrast=0.9)
     out = jax.jit(lambda i, s: color_jitter(jax.random.key(0), i, IDS, contrast=0.9, valid_size=s))(

@@ -157,7 +157,7 @@ def test_counts_are_free_where_they_depend_on_the_batch_alone(mesh):
         .count(" dot(")
         for accumulate in (1, 2)
     ]
-    assert flops[1] <= flops[0]
+    assert 0 < flops[1] <= flops[0]
 
 
 def test_frozen_parameters_get_no_gradient(mesh):
@@ -213,6 +213,7 @@ def test_eight_devices_equal_one():
         num_classes=5,
         backbone={"name": "resnet_narrow", "width": 4, "norm_groups": 8},
         brightness=0.2,
+        dropout=0.2,
     )
     rng = np.random.default_rng(0)
     batches = [
@@ -241,13 +242,12 @@ def test_eight_devices_equal_one():
             assert len(placed["image"].addressable_shards) == devices
             np.testing.assert_array_equal(placed["image"], batch["image"])
             state, metrics = step(state, placed)
-            logged.append(jax.device_get(metrics))
+            logged.append(jax.device_get((metrics, state.opt_state)))
         saved = state.to_save()
         saved["key"] = jax.random.key_data(saved["key"])
         results.append(jax.device_get((logged, saved)))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *results)
-    for one, eight in zip(results[0][0], results[1][0], strict=True):
-        np.testing.assert_allclose(one["loss"], eight["loss"], atol=1e-6)
+    # With momentum from zero, the optimiser's state after the first step is the gradient.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), *results)
 
 
 def test_eval_step_counts_with_the_averaged_parameters(mesh):
@@ -291,5 +291,5 @@ def test_uneven_batches_are_refused(size, accumulate, message):
 def test_more_devices_than_there_are():
     with pytest.raises(UserError, match=r"mesh\.data is 9, but there are only 8 cpu devices"):
         make_mesh(MeshOptions(data=9))
-    with pytest.raises(UserError, match=r"mesh\.data is 0; expected -1"):
+    with pytest.raises(UserError, match=r"data is 0; expected -1"):
         MeshOptions(data=0)

@@ -1,7 +1,7 @@
 """`fgkd bench step`: the training step of a config, on random images that are on the device."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import jax
@@ -40,12 +40,12 @@ class RandomImages:
 
     batch: HostBatch
 
-    def train(self, start_step: int) -> Iterator[HostBatch]:
+    def train(self, start_step: int) -> Generator[HostBatch, None, None]:
         """Yields the batch without end, whatever the step."""
         while True:
             yield self.batch
 
-    def evaluation(self, split: str) -> Iterator[HostBatch]:
+    def evaluation(self, split: str) -> Generator[HostBatch, None, None]:
         """Yields the batch once, whatever the split."""
         yield self.batch
 

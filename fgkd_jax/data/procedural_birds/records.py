@@ -77,9 +77,7 @@ def draw_records(tasks: Sequence[Task], *, workers: int) -> Iterator[Record]:
             processes.append(_start(tasks[first::workers]))
             stack.callback(_stop, processes[-1])
         for position in range(len(tasks)):
-            process = processes[position % workers]
-            assert process.stdout is not None
-            yield _receive(process.stdout, process)
+            yield _receive(processes[position % workers])
 
 
 def _start(tasks: Sequence[Task]) -> subprocess.Popen:
@@ -92,22 +90,27 @@ def _start(tasks: Sequence[Task]) -> subprocess.Popen:
         # Ctrl-C is for this process alone, which then stops the others.
         start_new_session=True,
     )
-    assert process.stdin is not None
-    send(process.stdin, list(tasks))
-    process.stdin.close()
+    with _open(process.stdin) as pipe:
+        send(pipe, list(tasks))
     return process
+
+
+def _open(pipe: IO[bytes] | None) -> IO[bytes]:
+    """The pipe, which `Popen` types as optional and always makes when it is asked to."""
+    if pipe is None:
+        raise RuntimeError("a drawing process was started without pipes")
+    return pipe
 
 
 def _stop(process: subprocess.Popen) -> None:
     process.terminate()
-    assert process.stdout is not None
-    process.stdout.close()
+    _open(process.stdout).close()
     process.wait()
 
 
-def _receive(pipe: IO[bytes], process: subprocess.Popen) -> Any:
+def _receive(process: subprocess.Popen) -> Any:
     try:
-        return receive(pipe)
+        return receive(_open(process.stdout))
     except EOFError:
         status = process.wait()
         raise RuntimeError(f"a drawing process ended early, with exit status {status}") from None

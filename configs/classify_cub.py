@@ -45,7 +45,7 @@ def get_config(backbone="resnet50"):
             },
             "checkpoint": {"every_steps": 500},
             "report": {
-                "title": "ResNet-50, 448 x 448",
+                "title": f"{backbone}, 448 x 448",
                 "paper": "not quoted: no run yet",
                 "figures": ("accuracy", "mean_class_accuracy"),
             },

@@ -42,12 +42,12 @@ def get_config():
                 "rules": ({"pattern": "^head/", "learning_rate_scale": 10.0},),
             },
             "train": {
-                "steps": 750,
+                "steps": 600,
                 "batch_size": 32,
                 "eval_batch_size": 32,
                 "log_every": 30,
             },
-            "checkpoint": {"every_steps": 250},
+            "checkpoint": {"every_steps": 200},
             "features": {"views": 4},
             "report": {
                 "title": "MobileNetV2 fine-tuned, 224 x 224",

@@ -50,7 +50,7 @@ def get_config(backbone="resnet18"):
             },
             "checkpoint": {"every_steps": 500},
             "report": {
-                "title": "ResNet-18 on an image folder",
+                "title": f"{backbone} on an image folder",
                 "figures": ("accuracy", "mean_class_accuracy"),
             },
         }

@@ -100,8 +100,11 @@ def build_birds(
             workers=default_workers() if workers is None else workers,
             progress=progress,
         )
-        with _quiet(), tempfile.TemporaryDirectory() as nothing:
-            builder.download_and_prepare(download_dir=nothing)
+        try:
+            with _quiet(), tempfile.TemporaryDirectory() as nothing:
+                builder.download_and_prepare(download_dir=nothing)
+        except OSError as error:
+            raise UserError(f"{folder} cannot be written: {error.strerror}") from error
 
 
 def birds_folder(data_dir: str | os.PathLike[str], *, config: str = "classification") -> Path:

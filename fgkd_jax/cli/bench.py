@@ -126,7 +126,7 @@ def _command(name: str, values: flags.FlagValues, overrides: list[str]) -> str:
 
 COMMAND = Command(
     name="bench",
-    usage="NAME [--config CONFIG] [--against NAMES] [--output FILE] [--config.OPTION=VALUE ...]",
+    usage="NAME [--config CONFIG] [--against NAMES] [--output FILE] [--config.X=VALUE ...]",
     description=DESCRIPTION,
     define=define,
     run=run,

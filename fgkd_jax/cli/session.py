@@ -57,16 +57,21 @@ def use_platform(platform: str | None, *, cache: str | None = None) -> None:
     """
     if platform:
         jax.config.update("jax_platforms", "cuda" if platform == "gpu" else platform)
-        try:
-            jax.devices()
-        except RuntimeError as error:
+        if not _has_platform(platform):
             raise UserError(
-                f"--device is {platform}, but JAX finds no such device here; the extra "
-                f"'{platform}' of the package installs its driver"
-            ) from error
+                f"--device is {platform}, but JAX finds no such device here; "
+                "the extras 'gpu' and 'tpu' of the package install what JAX needs for one"
+            )
     if cache:
         jax.config.update("jax_compilation_cache_dir", os.path.abspath(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _has_platform(platform: str) -> bool:
+    try:
+        return jax.devices()[0].platform == platform
+    except RuntimeError:
+        return False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -59,9 +59,15 @@ def file_sha256(path: str | PathLike[str]) -> str:
 
     Returns:
       64 hexadecimal digits.
+
+    Raises:
+      UserError: the file cannot be read.
     """
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"weights {path} cannot be read: {error.strerror}") from error
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:

@@ -54,7 +54,9 @@ def test_eval_repeats_the_summary(trained, capsys):
         expected = next(
             r for r in summary["results"] if r["split"] == "test" and r["checkpoint"] == name
         )
-        assert got == expected
+        assert (got["step"], got["split"]) == (expected["step"], expected["split"])
+        # On another number of devices: counts are exact, the sum of losses is rounded.
+        assert got["figures"] == pytest.approx(expected["figures"], rel=1e-6)
 
 
 def test_predict_agrees_with_eval(trained, photographs, capsys):
@@ -162,9 +164,9 @@ def test_stored_features_resume_and_end_as_images_do(config, tmp_path):
     assert (workdir / "features" / "train" / "features.bin").stat().st_mtime_ns == stamp
 
     restored = results.restore(str(workdir), checkpoint="last")
-    assert restored.trainer.evaluate(restored.state, "test") == next(
-        r["figures"] for r in whole["results"] if (r["split"], r["checkpoint"]) == ("test", "last")
-    )
+    last = next(r for r in whole["results"] if (r["split"], r["checkpoint"]) == ("test", "last"))
+    evaluated = restored.trainer.evaluate(restored.state, "test")
+    assert evaluated == pytest.approx(last["figures"], rel=1e-6)
 
 
 def test_predict_does_not_shift_rows_behind_a_corrupt_image(trained, photographs, tmp_path, capsys):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fgkd_jax import methods
+from fgkd_jax.cli.config import find_config
 from fgkd_jax.cli.main import main
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
@@ -68,3 +69,17 @@ def test_the_notebook_example_gives_one_value_per_example():
     exec("\n".join(setup), scope)
     values = eval(last.split("  #")[0], scope)
     np.testing.assert_allclose(values, [np.log(10)] * 2, rtol=1e-6)
+
+
+def test_nothing_in_the_readme_waits_to_be_filled_in():
+    assert not re.findall(r"<!-- [^>]*(output|table) -->", README)
+
+
+def test_the_results_table_names_configs_that_exist():
+    section = README.split("## Results")[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| ")][1:]
+    commands = re.findall(r"`fgkd reproduce (\S+)", section)
+    assert rows
+    assert len(commands) == len(rows)
+    for name in commands:
+        find_config(name)

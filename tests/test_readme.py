@@ -77,8 +77,8 @@ def test_nothing_in_the_readme_waits_to_be_filled_in():
 
 def test_the_results_table_names_configs_that_exist():
     section = README.split("## Results")[1].split("\n## ")[0]
-    rows = [line for line in section.splitlines() if line.startswith("| ")][1:]
-    commands = re.findall(r"`fgkd reproduce (\S+)", section)
+    rows = [line for line in section.splitlines() if line.startswith("| ")][2:]
+    commands = re.findall(r"`fgkd (?:reproduce|train --config) (\S+)", section)
     assert rows
     assert len(commands) == len(rows)
     for name in commands:

@@ -183,7 +183,7 @@ def test_the_optimizer_follows_the_schedule_from_step_0():
 
 def test_a_warmup_longer_than_the_run_is_refused():
     for total in (0, 9, 10):
-        with pytest.raises(UserError, match=f"total steps are {total} and warmup_steps 10"):
+        with pytest.raises(UserError, match=f"train.steps is {total} and optim.warmup_steps 10"):
             learning_rate_schedule(OptimOptions(warmup_steps=10), total)
 
 

@@ -72,6 +72,12 @@ def test_a_truncated_file_is_not_read(tmp_path, split, name):
     assert read_features(tmp_path / "train", fingerprint="a") is None
 
 
+def test_a_file_with_rows_too_many_is_not_read(tmp_path, split):
+    with (tmp_path / "train" / "features.bin").open("ab") as file:
+        file.write(bytes(24))
+    assert read_features(tmp_path / "train", fingerprint="a") is None
+
+
 def test_every_epoch_has_every_row_once_in_another_order(split):
     ids = np.concatenate([b["id"] for b in take(train_batches(split, batch_size=4, seed=1), 5)])
     first, second = ids[:10], ids[10:]

@@ -4,7 +4,7 @@ ResNet-50 from ImageNet weights on Stanford Cars at 448 x 448 pixels, 100 epochs
 prepared by TensorFlow Datasets.
 """
 
-from ml_collections import ConfigDict
+from fgkd_jax.cli.recipes import photographs, plain
 
 
 def get_config(backbone="resnet50"):
@@ -13,41 +13,12 @@ def get_config(backbone="resnet50"):
     Args:
       backbone: name of the backbone.
     """
-    return ConfigDict(
-        {
-            "seed": 0,
-            "method": {
-                "name": "classifier",
-                "backbone": {"name": backbone, "norm_groups": 1, "dtype": "bfloat16"},
-                "label_smoothing": 0.1,
-            },
-            "data": {
-                "dataset": "tfds/cars196",
-                "image_size": 448,
-                "train_geometry": "random_crop",
-                "eval_geometry": "center_crop",
-                "num_workers": 8,
-            },
-            "optim": {
-                "name": "sgd",
-                "learning_rate": 0.008,
-                "momentum": 0.9,
-                "nesterov": True,
-                "schedule": "cosine",
-                "warmup_steps": 1270,
-                "weight_decay": 1e-4,
-            },
-            "train": {
-                "steps": 25400,
-                "batch_size": 32,
-                "eval_batch_size": 32,
-                "log_every": 100,
-            },
-            "checkpoint": {"every_steps": 508},
-            "report": {
-                "title": f"{backbone}, 448 x 448",
-                "paper": "not quoted: no run yet",
-                "figures": ("accuracy",),
-            },
-        }
+    return photographs(
+        {"name": "classifier", **plain(backbone)},
+        data={"dataset": "tfds/cars196", "image_size": 448, "train_geometry": "random_crop"},
+        optim={"learning_rate": 0.008, "warmup_steps": 1270},
+        steps=25400,
+        batch_size=32,
+        every_steps=508,
+        report={"title": f"{backbone}, 448 x 448", "figures": ("accuracy",)},
     )

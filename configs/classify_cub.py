@@ -4,7 +4,7 @@ ResNet-50 from ImageNet weights on CUB-200-2011 at 448 x 448 pixels, 100 epochs:
 that fine-grained methods are compared with. `:resnet34` and the like take another backbone.
 """
 
-from ml_collections import ConfigDict
+from fgkd_jax.cli.recipes import photographs, plain
 
 
 def get_config(backbone="resnet50"):
@@ -13,41 +13,12 @@ def get_config(backbone="resnet50"):
     Args:
       backbone: name of the backbone.
     """
-    return ConfigDict(
-        {
-            "seed": 0,
-            "method": {
-                "name": "classifier",
-                "backbone": {"name": backbone, "norm_groups": 1, "dtype": "bfloat16"},
-                "label_smoothing": 0.1,
-            },
-            "data": {
-                "dataset": "cub200_2011",
-                "image_size": 448,
-                "train_geometry": "random_crop",
-                "eval_geometry": "center_crop",
-                "num_workers": 8,
-            },
-            "optim": {
-                "name": "sgd",
-                "learning_rate": 0.004,
-                "momentum": 0.9,
-                "nesterov": True,
-                "schedule": "cosine",
-                "warmup_steps": 935,
-                "weight_decay": 1e-4,
-            },
-            "train": {
-                "steps": 18700,
-                "batch_size": 32,
-                "eval_batch_size": 32,
-                "log_every": 100,
-            },
-            "checkpoint": {"every_steps": 500},
-            "report": {
-                "title": f"{backbone}, 448 x 448",
-                "paper": "not quoted: no run yet",
-                "figures": ("accuracy", "mean_class_accuracy"),
-            },
-        }
+    return photographs(
+        {"name": "classifier", **plain(backbone)},
+        data={"dataset": "cub200_2011", "image_size": 448, "train_geometry": "random_crop"},
+        optim={"learning_rate": 0.004, "warmup_steps": 935},
+        steps=18700,
+        batch_size=32,
+        every_steps=500,
+        report={"title": f"{backbone}, 448 x 448", "figures": ("accuracy", "mean_class_accuracy")},
     )

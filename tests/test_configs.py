@@ -10,6 +10,7 @@ import pytest
 from fgkd_jax.cli.config import config_folder, find_config, load_config
 from fgkd_jax.cli.experiment import experiment_to_dict, parse_experiment
 from fgkd_jax.cli.session import image_spec
+from fgkd_jax.errors import UserError
 from fgkd_jax.train.init import abstract_variables
 from fgkd_jax.train.optim import make_optimizer
 from fgkd_jax.train.state import TrainState
@@ -86,6 +87,65 @@ def test_every_option_can_be_overridden():
     assert experiment.method.num_classes == 5
     assert experiment.method.backbone["width"] == 8
     assert experiment.optim.learning_rate == 1.0
+
+
+VARIANTS = (
+    "tasn_birds:uniform",
+    "tasn_birds:box",
+    "tasn_cub:paper",
+    "tasn_cub:reference",
+    "tasn_cub:vgg19,336",
+    "tasn_cub50:uniform",
+    "tasn_cub50:plain",
+    "classify_birds:longer",
+    "classify_birds:full",
+)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_differs_from_its_config(name):
+    experiment = load_config(name)
+    assert experiment != load_config(name.partition(":")[0])
+    batch_size = 8
+    spec = image_spec(experiment.data, batch_size=batch_size)
+    spec["bbox"] = jax.ShapeDtypeStruct((batch_size, 4), np.float32)
+    method = dataclasses.replace(experiment.method, num_classes=7)
+    variables = abstract_variables(method, spec)
+    predictions = jax.eval_shape(method.predict, variables, spec)
+    assert predictions["logits"].shape == (batch_size, 7)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_controls_are_configs(name):
+    for control in load_config(name).report.controls:
+        assert load_config(control).report.figures[0] == "accuracy"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tasn_cub:referense", "no preset or variant 'referense'; did you mean 'reference'"),
+        ("tasn_cub:paper,reference", "several presets"),
+        ("tasn_birds:oracle", "no variant 'oracle'; expected one of"),
+        ("classify_birds:longest", "no variant 'longest'; did you mean 'longer'"),
+    ],
+)
+def test_unknown_variants_are_told_in_one_line(name, message):
+    with pytest.raises(UserError, match=message):
+        load_config(name)
+
+
+def test_the_reference_preset_trains_as_released():
+    experiment = load_config("tasn_cub:reference,336")
+    method, optim = experiment.method, experiment.optim
+    assert (method.grid, method.squared_structure, method.teacher_gradient) == (
+        "reference",
+        True,
+        True,
+    )
+    assert (method.out_size, method.attention_scale, method.temperature) == (336, 7.0, 10.0)
+    assert (optim.learning_rate, optim.momentum, optim.weight_decay) == (0.1, 0.0, 0.0)
+    assert experiment.train.steps == round(300 * 5994 / 96)
 
 
 def test_a_config_takes_an_argument():

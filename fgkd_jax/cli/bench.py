@@ -14,6 +14,8 @@ Measures how fast something is and compares it with alternatives in the same pro
 sample of each in turn. The table has the median, the least and the most of the samples, and of
 the ratios within each turn: above 1, ours is faster.
 
+  sampler    the resample behind attention sampling, forward and with gradients
+             against torch, copy (by default: as many bytes copied)
   step       the training step of a config on random images
              against torch, torch_channels_last, torch_compile (the same network in PyTorch)
   depthwise  the lowerings of the depthwise convolution, forward and with gradients
@@ -21,6 +23,7 @@ the ratios within each turn: above 1, ours is faster.
   data       the training pipeline of a config, on its data set
              against pillow (by default: the same crop and resize with Pillow)
 
+  fgkd bench sampler --against torch,copy
   fgkd bench step --config classify_birds --against torch
   fgkd bench depthwise --against torch,torch_channels_last --output depthwise.json
   fgkd bench data --config classify_birds --batch_size 32

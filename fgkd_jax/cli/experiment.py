@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from fgkd_jax.cli.options import build, to_dict
 from fgkd_jax.data.options import DataOptions
@@ -22,10 +22,13 @@ class PretrainedOptions:
     Attributes:
       path: a `.safetensors`, `.pth` or `.npz` file; empty starts from random weights.
       reinit_head: whether the head keeps its random weights.
+      others: files for other backbones of the method, by their name among its parameters, for
+        example `attention_backbone`; their heads are left out.
     """
 
     path: str = ""
     reinit_head: bool = True
+    others: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +56,17 @@ class ReportOptions:
       paper: the published figure, with its data, or why there is none.
       split: what is evaluated at the end of a run.
       figures: the evaluator's figures in the row, in order.
+      checkpoint: which checkpoint the row is about: the last one, or the one that was best on the
+        validation split.
+      controls: configs, with `:ARGUMENT` where they take one, that `fgkd reproduce` runs as well.
     """
 
     title: str = ""
     paper: str = "none: no published figure on these data"
     split: str = "test"
     figures: tuple[str, ...] = ("accuracy",)
+    checkpoint: Literal["last", "best"] = "last"
+    controls: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

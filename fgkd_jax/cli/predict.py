@@ -12,7 +12,9 @@ from fgkd_jax.errors import UserError
 
 DESCRIPTION = """\
 Classifies image files with the network of a run, and prints the likeliest classes of each with
-their probabilities. Images are prepared as in the run's evaluation.
+their probabilities. Images are prepared as in the run's evaluation. A method that samples images
+also writes, for each of them, what it looked at: the attention over the image, the grid of sampled
+rows and columns, the sampled structure image and a detail image.
 
   fgkd predict --workdir runs/birds photo.jpg other.png
 """
@@ -33,6 +35,12 @@ def define(values: flags.FlagValues) -> None:
         "checkpoint", "last", ["last", "best"], "which checkpoint", flag_values=values
     )
     flags.DEFINE_boolean("json", False, "print JSON lines instead of a table", flag_values=values)
+    flags.DEFINE_string(
+        "pictures",
+        None,
+        "folder for pictures of what was looked at; WORKDIR/pictures by default, none for none",
+        flag_values=values,
+    )
     flags.DEFINE_enum("device", None, ["cpu", "gpu", "tpu"], DEVICE_HELP, flag_values=values)
 
 
@@ -49,7 +57,7 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
     Raises:
       UserError: a file is missing or not an image, or the workdir holds no checkpoint.
     """
-    from fgkd_jax.cli import results, session
+    from fgkd_jax.cli import pictures, results, session
 
     workdir = require(values, "workdir", command="predict")
     if not arguments:
@@ -61,21 +69,32 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
     restored = results.restore(
         workdir, checkpoint=get(values, "checkpoint"), data_dir=get(values, "data_dir")
     )
-    probabilities = results.predict_files(restored, arguments)
     names = restored.dataset.info.class_names
-    for path, row in zip(arguments, probabilities, strict=True):
+    folder = get(values, "pictures") or str(Path(workdir) / "pictures")
+    predictions = results.predict_files(restored, arguments, explain=folder != "none")
+    titles = pictures.unique_names(arguments)
+    for path, title, prediction in zip(arguments, titles, predictions, strict=True):
+        row = prediction.probabilities
         order = np.argsort(-row, kind="stable")[: get(values, "top")]
         classes = [{"class": names[i], "probability": round(float(row[i]), 6)} for i in order]
-        print(_line(path, classes, as_json=get(values, "json")))
+        drawn: list[Path] = []
+        if prediction.explained:
+            shown = pictures.draw(prediction.image, prediction.explained)
+            drawn = pictures.write(Path(folder), title, shown)
+        print(_line(path, classes, drawn, as_json=get(values, "json")))
     return 0
 
 
-def _line(path: str, classes: list[dict[str, Any]], *, as_json: bool) -> str:
+def _line(path: str, classes: list[dict[str, Any]], drawn: list[Path], *, as_json: bool) -> str:
     if as_json:
-        return json.dumps({"image": path, "classes": classes})
-    return "\n".join(
-        [path, *(f"  {entry['probability']:6.1%}  {entry['class']}" for entry in classes)]
-    )
+        shown = {"pictures": [str(one) for one in drawn]} if drawn else {}
+        return json.dumps({"image": path, "classes": classes, **shown})
+    lines = [f"  {entry['probability']:6.1%}  {entry['class']}" for entry in classes]
+    if drawn:
+        kinds = ",".join(one.name.split(".")[-2] for one in drawn)
+        stem = drawn[0].name.rsplit(".", 2)[0]
+        lines.append(f"  looked at: {drawn[0].parent}/{stem}.{{{kinds}}}.png")
+    return "\n".join([path, *lines])
 
 
 COMMAND = Command(

@@ -13,10 +13,12 @@ from fgkd_jax.errors import UserError
 
 DESCRIPTION = """\
 Trains a config once per seed and prints its row of the results table: mean and standard deviation
-over the seeds, the published figure, the data, how the checkpoint was chosen, and the command.
+over the seeds, the published figure, the data, how the checkpoint was chosen, and the command. A
+config that names controls (report.controls) has a row for each of them as well, on the same seeds.
 Finished seeds are not run again; a stopped one continues.
 
   fgkd reproduce classify_birds --seeds 3
+  fgkd reproduce tasn_birds --seeds 3 --controls=false
 """
 
 HEADER = ("row", "published", "ours", "data", "seeds", "checkpoint", "command")
@@ -31,6 +33,9 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("seeds", 3, "number of seeds", lower_bound=1, flag_values=values)
     flags.DEFINE_string(
         "workdir", "runs/reproduce", "folder that holds one run per seed", flag_values=values
+    )
+    flags.DEFINE_boolean(
+        "controls", True, "run the controls that the config names as well", flag_values=values
     )
     flags.DEFINE_enum("device", None, ["cpu", "gpu", "tpu"], DEVICE_HELP, flag_values=values)
 
@@ -48,10 +53,8 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
     Raises:
       UserError: there is no such config.
     """
-    from fgkd_jax.cli import results, session
+    from fgkd_jax.cli import session
     from fgkd_jax.cli.config import load_config
-    from fgkd_jax.cli.train import run_experiment
-    from fgkd_jax.cli.workdir import write_json
 
     names = [argument for argument in arguments if not argument.startswith("--config.")]
     overrides = [argument for argument in arguments if argument.startswith("--config.")]
@@ -59,31 +62,65 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
         raise UserError("fgkd reproduce sets the seeds itself; expected no --config.seed")
     if len(names) != 1:
         raise UserError("fgkd reproduce needs one config; see fgkd reproduce --help")
-    experiment = load_config(names[0], overrides)
+    first = load_config(names[0], overrides)
+    controls = first.report.controls if get(values, "controls") else ()
+    experiments = {name: load_config(name, overrides) for name in (names[0], *controls)}
     session.use_platform(get(values, "device"))
-    config, _, argument = names[0].partition(":")
-    stem = Path(config).stem + (f"-{argument}" if argument else "")
-    folder = Path(get(values, "workdir")) / stem
-    seeds = get(values, "seeds")
+    rows = []
+    for name, experiment in experiments.items():
+        rows.append(
+            reproduce_row(
+                experiment,
+                name,
+                overrides,
+                seeds=get(values, "seeds"),
+                workdir=Path(get(values, "workdir")),
+            )
+        )
+    print(markdown(rows))
+    return 0
+
+
+def reproduce_row(
+    experiment: Any, name: str, overrides: list[str], *, seeds: int, workdir: Path
+) -> dict[str, Any]:
+    """Trains an experiment once per seed, and writes its row to `row.json` beside the runs.
+
+    Args:
+      experiment: the experiment, whatever its own seed.
+      name: of its config, with `:ARGUMENT` where it has one.
+      overrides: what the command line changes in it.
+      seeds: number of seeds, beginning with 0.
+      workdir: folder that holds a folder per config, which holds a run per seed.
+
+    Returns:
+      The row, as `table_row` returns it.
+    """
+    from fgkd_jax.cli import results, session
+    from fgkd_jax.cli.train import run_experiment
+    from fgkd_jax.cli.workdir import write_json
+
+    config, _, argument = name.partition(":")
+    folder = workdir / (Path(config).stem + (f"-{argument}" if argument else ""))
     summaries = []
     for seed in range(seeds):
-        session.say(f"seed {seed} of 0..{seeds - 1}")
+        session.say(f"{name}: seed {seed} of 0..{seeds - 1}")
         seeded = dataclasses.replace(experiment, seed=seed)
         summaries.append(run_experiment(seeded, workdir=str(folder / f"seed{seed}")))
-    command = shlex.join(["fgkd", "reproduce", names[0], "--seeds", str(seeds), *overrides])
+    command = shlex.join(["fgkd", "reproduce", name, "--seeds", str(seeds), *overrides])
     row = table_row(experiment, summaries, command=command)
     write_json(folder / "row.json", {**row, "versions": results.versions()})
-    print(markdown([row]))
-    return 0
+    return row
 
 
 def table_row(experiment: Any, summaries: list[dict[str, Any]], *, command: str) -> dict[str, Any]:
     """Sums up several seeds.
 
-    The last checkpoint counts: it was not chosen by any figure.
+    The checkpoint that counts is the last one, or the one that was best on validation: never one
+    that was chosen by a figure of the split that is reported.
 
     Args:
-      experiment: says which figures make up the row.
+      experiment: says which figures make up the row, and which checkpoint counts.
       summaries: one per seed, as `run_experiment` returns them.
       command: how the row was made.
 
@@ -95,25 +132,25 @@ def table_row(experiment: Any, summaries: list[dict[str, Any]], *, command: str)
       UserError: the evaluation has no figure of a name that the row asks for.
     """
     report = experiment.report
-    last = [_last(summary, report.split) for summary in summaries]
+    chosen = [_chosen(summary, report) for summary in summaries]
     figures = {}
     for name in report.figures:
-        if name not in last[0]["figures"]:
+        if name not in chosen[0]["figures"]:
             raise UserError(
-                f"report.figures has '{name}'; expected some of {', '.join(last[0]['figures'])}"
+                f"report.figures has '{name}'; expected some of {', '.join(chosen[0]['figures'])}"
             )
-        values = [entry["figures"][name] for entry in last]
+        values = [entry["figures"][name] for entry in chosen]
         spread = statistics.stdev(values) if len(values) > 1 else None
         figures[name] = {"mean": statistics.mean(values), "std": spread, "values": values}
     ours = ", ".join(f"{_title(name)} {_spread(name, figure)}" for name, figure in figures.items())
-    count = last[0]["figures"].get("examples")
+    count = chosen[0]["figures"].get("examples")
     return {
         "row": report.title,
         "published": report.paper,
         "ours": ours,
         "data": f"{summaries[0]['data']['name']}, {report.split} ({count} images)",
         "seeds": len(summaries),
-        "checkpoint": f"last (step {last[0]['step']})",
+        "checkpoint": _checkpoint(report, chosen),
         "command": f"`{command}`",
         "figures": figures,
     }
@@ -136,12 +173,18 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _last(summary: dict[str, Any], split: str) -> dict[str, Any]:
-    return next(
-        entry
-        for entry in summary["results"]
-        if entry["checkpoint"] == "last" and entry["split"] == split
-    )
+def _chosen(summary: dict[str, Any], report: Any) -> dict[str, Any]:
+    """The evaluation that counts; the last checkpoint may have been the best one."""
+    entries = [entry for entry in summary["results"] if entry["split"] == report.split]
+    named = {entry["checkpoint"]: entry for entry in entries}
+    return named.get(report.checkpoint, named["last"])
+
+
+def _checkpoint(report: Any, chosen: list[dict[str, Any]]) -> str:
+    steps = sorted({entry["step"] for entry in chosen})
+    told = ", ".join(map(str, steps))
+    kind = "last" if report.checkpoint == "last" else "best on validation"
+    return f"{kind} (step {told})"
 
 
 def _title(name: str) -> str:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import platform as host
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from fgkd_jax import __version__
-from fgkd_jax.cli.experiment import Experiment
+from fgkd_jax.cli.experiment import Experiment, PretrainedOptions
 from fgkd_jax.cli.session import open_checkpoints, open_data, open_run, say
 from fgkd_jax.cli.workdir import read_experiment
 from fgkd_jax.data.base import Dataset, DatasetInfo, Example, SplitSources
@@ -23,6 +23,7 @@ from fgkd_jax.train.loop import Trainer, check_same_inputs
 from fgkd_jax.train.sharding import MeshOptions, put_batch
 from fgkd_jax.train.state import TrainState, abstract_like
 from fgkd_jax.train.writers import summary_table
+from fgkd_jax.typing import Batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,7 @@ def restore(workdir: str, *, checkpoint: str, data_dir: str | None = None) -> Re
     size = -(-experiment.train.eval_batch_size // jax.device_count()) * jax.device_count()
     experiment = dataclasses.replace(
         experiment,
-        pretrained=dataclasses.replace(experiment.pretrained, path=""),
+        pretrained=PretrainedOptions(),
         mesh=MeshOptions(),
         train=dataclasses.replace(
             experiment.train, batch_size=size, eval_batch_size=size, accumulate=1
@@ -167,18 +168,36 @@ class _Files:
         return {"image": Path(path).read_bytes(), "label": 0, "id": index, "name": path}
 
 
-def predict_files(restored: Restored, paths: Sequence[str]) -> np.ndarray:
-    """Predicts the class probabilities of image files.
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What a run makes of one image file.
+
+    Attributes:
+      probabilities: float32 [k].
+      image: uint8 [h, w, 3], the image as the network is given it.
+      explained: arrays of the method's `explain`; empty where it has none or was not asked.
+    """
+
+    probabilities: np.ndarray
+    image: np.ndarray
+    explained: Mapping[str, np.ndarray]
+
+
+def predict_files(
+    restored: Restored, paths: Sequence[str], *, explain: bool = False
+) -> Iterator[Prediction]:
+    """Predicts image files, one after the other.
 
     Args:
       restored: a run.
       paths: n image files.
+      explain: whether to ask the method what it looks at, where it can say.
 
-    Returns:
-      float32 [n, k].
+    Yields:
+      One prediction per file, in order.
 
     Raises:
-      UserError: a file is not an image.
+      UserError: a file is not an image, or the method needs more than the image.
     """
     run, info = restored.trainer.run, restored.dataset.info
     files = SplitSources(
@@ -187,14 +206,24 @@ def predict_files(restored: Restored, paths: Sequence[str]) -> np.ndarray:
     )
     # An image that cannot be read must not shift the rows of those behind it.
     options = dataclasses.replace(restored.experiment.data, on_corrupt="raise", extra_keys=())
-    predict = jax.jit(lambda state, batch: run.method.predict(state.variables(ema=True), batch))
-    rows = []
+    method: Any = run.method
+    key = jax.random.key(0)
+
+    def predict(state: TrainState, batch: Batch) -> dict[str, Any]:
+        variables = state.variables(ema=True)
+        if explain and hasattr(method, "explain"):
+            return method.explain(variables, batch, key)
+        return {"probabilities": method.predict(variables, batch)["probabilities"]}
+
+    compiled = jax.jit(predict)
     size = run.train.eval_batch_size
     with contextlib.closing(eval_iterator(files, "files", options, batch_size=size)) as batches:
         for batch in batches:
-            predictions = predict(restored.state, put_batch(batch, mesh=run.mesh))
-            rows.append(jax.device_get(predictions["probabilities"])[batch["mask"]])
-    return np.concatenate(rows)
+            rows = jax.device_get(compiled(restored.state, put_batch(batch, mesh=run.mesh)))
+            probabilities = rows.pop("probabilities")
+            for i in np.flatnonzero(batch["mask"]):
+                explained = {name: value[i] for name, value in rows.items()}
+                yield Prediction(probabilities[i], batch["image"][i], explained)
 
 
 def versions() -> dict[str, str]:

@@ -27,6 +27,7 @@ from fgkd_jax.errors import UserError, nearest
 from fgkd_jax.evaluation import EVALUATORS
 from fgkd_jax.protocols import Method
 from fgkd_jax.train.checkpoint import Checkpointer
+from fgkd_jax.train.init import Overlay
 from fgkd_jax.train.loop import Feed, Run, Trainer
 from fgkd_jax.train.pretrained import load_pretrained
 from fgkd_jax.train.sharding import make_mesh
@@ -196,26 +197,14 @@ def open_run(experiment: Experiment, *, dataset: Dataset) -> Run:
         raise UserError(f"report.split is '{split}'{nearest(split, info.splits)}")
     method = method_for(experiment, dataset)
     train = experiment.train
-    evaluator = EVALUATORS[method.task](
-        num_classes=dataset.info.num_classes, groupings=dataset.info.groupings
-    )
+    evaluator = EVALUATORS[method.task](dataset.info, experiment.data.extra_keys)
     asked = (*experiment.report.figures, experiment.checkpoint.best_metric)
     for name in asked:
         if name not in evaluator.figures:
             hint = nearest(name, evaluator.figures)
             raise UserError(f"the evaluation of {method.task} has no figure '{name}'{hint}")
 
-    weights = experiment.pretrained.path
-
-    def overlay(variables: Variables) -> Variables:
-        loaded, notes = load_pretrained(
-            variables,
-            weights,
-            reinit_head=experiment.pretrained.reinit_head,
-        )
-        say(str(notes))
-        return loaded
-
+    weights = _weight_files(experiment)
     images = PipelineFeed(
         dataset=dataset,
         options=experiment.data,
@@ -232,13 +221,41 @@ def open_run(experiment: Experiment, *, dataset: Dataset) -> Run:
         train=train,
         optimizer=experiment.optim,
         seed=experiment.seed,
-        overlay=overlay if weights else None,
+        overlay=_overlay(experiment) if weights else None,
         validation="validation" if "validation" in dataset.info.splits else None,
         metadata={
             "data fingerprint": dataset.info.fingerprint,
-            **({"weights sha256": file_sha256(weights)} if weights else {}),
+            **{
+                "weights sha256" + (f" of {part}" if part != "backbone" else ""): file_sha256(path)
+                for part, path in weights.items()
+            },
         },
     )
+
+
+def _weight_files(experiment: Experiment) -> dict[str, str]:
+    """Files of pretrained weights by the backbone they are for."""
+    main = {"backbone": experiment.pretrained.path} if experiment.pretrained.path else {}
+    return {**main, **{part: path for part, path in experiment.pretrained.others.items() if path}}
+
+
+def _overlay(experiment: Experiment) -> Overlay:
+    """Puts the arrays of all files of weights in place of initial ones."""
+
+    def overlay(variables: Variables) -> Variables:
+        for part, path in _weight_files(experiment).items():
+            has_head = part == "backbone" and "head" in variables["params"]
+            variables, notes = load_pretrained(
+                variables,
+                path,
+                backbone=part,
+                head="head" if has_head else None,
+                reinit_head=experiment.pretrained.reinit_head,
+            )
+            say(str(notes))
+        return variables
+
+    return overlay
 
 
 def training_feed(

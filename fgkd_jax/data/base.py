@@ -71,6 +71,8 @@ class DatasetInfo:
       part_names: one name per row of `parts`.
       attribute_names: one name per entry of `attributes`.
       flip_pairs: pairs of rows of `parts` that a mirrored image exchanges (left and right eye).
+      separating_parts: rows of `parts` at which a class differs from its nearest relatives, by
+        class; empty where that is not known.
     """
 
     name: str
@@ -81,6 +83,7 @@ class DatasetInfo:
     part_names: tuple[str, ...] = ()
     attribute_names: tuple[str, ...] = ()
     flip_pairs: tuple[tuple[int, int], ...] = ()
+    separating_parts: tuple[tuple[int, ...], ...] = ()
 
     @property
     def num_classes(self) -> int:

@@ -1,8 +1,9 @@
 """The methods, one file each. `METHODS` is the only place that lists them."""
 
 from fgkd_jax.methods.classifier import Classifier
+from fgkd_jax.methods.tasn import TASN
 
-METHODS = {"classifier": Classifier}
+METHODS = {"classifier": Classifier, "tasn": TASN}
 """Methods by the name that a config gives as `method.name`."""
 
-__all__ = ["METHODS", "Classifier"]
+__all__ = ["METHODS", "TASN", "Classifier"]

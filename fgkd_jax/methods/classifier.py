@@ -15,7 +15,7 @@ from flax import traverse_util
 
 from fgkd_jax.errors import UserError
 from fgkd_jax.losses.classification import cross_entropy
-from fgkd_jax.models.backbones import make_backbone
+from fgkd_jax.models.backbones import backbone_from
 from fgkd_jax.models.heads import LinearHead
 from fgkd_jax.ops.preprocess import color_jitter, normalize_image
 from fgkd_jax.protocols import LossOutput, LossTerm, split_variables
@@ -108,17 +108,13 @@ class Classifier:
                 raise UserError(f"{name} is {getattr(self, name)}; expected it in [0, 1)")
         if self.frozen_stages < 0:
             raise UserError(f"frozen_stages is {self.frozen_stages}; expected at least 0")
-        self.network  # noqa: B018  (a wrong backbone name or option is told at once)
+        backbone_from(self.backbone)  # a wrong name or option is told at once
 
     @property
     def network(self) -> ClassifierNetwork:
         """The Linen module behind the method."""
-        options = dict(self.backbone)
-        name = options.pop("name", None)
-        if name is None:
-            raise UserError(f"backbone is {options}; expected a key 'name'")
         return ClassifierNetwork(
-            backbone=make_backbone(name, **options),
+            backbone=backbone_from(self.backbone),
             num_classes=self.num_classes or 1,
             frozen_stages=self.frozen_stages,
             dropout=self.dropout,

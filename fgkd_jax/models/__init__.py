@@ -7,3 +7,4 @@ from fgkd_jax.models.mobilenet_v2 import MobileNetV2
 from fgkd_jax.models.normalization import BatchNorm
 from fgkd_jax.models.resnet import ResNet
 from fgkd_jax.models.stages import Backbone
+from fgkd_jax.models.vgg import VGG

@@ -1,7 +1,7 @@
 """Backbones by name: the one list of them."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from fgkd_jax.errors import UserError, nearest
 from fgkd_jax.models.mobilenet_v2 import MobileNetV2
 from fgkd_jax.models.resnet import ResNet
 from fgkd_jax.models.stages import Backbone
+from fgkd_jax.models.vgg import VGG
 
 BACKBONES: dict[str, Callable[..., Backbone]] = {
     "resnet18": partial(ResNet, stage_sizes=(2, 2, 2, 2)),
@@ -23,6 +24,10 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
         ResNet, stage_sizes=(1, 1, 1, 1), width=16, stem="small", zero_init_residual=True
     ),
     "mobilenet_v2": MobileNetV2,
+    "vgg16": partial(VGG, stage_sizes=(2, 2, 3, 3, 3)),
+    "vgg16_bn": partial(VGG, stage_sizes=(2, 2, 3, 3, 3), batch_norm=True),
+    "vgg19": partial(VGG, stage_sizes=(2, 2, 4, 4, 4)),
+    "vgg19_bn": partial(VGG, stage_sizes=(2, 2, 4, 4, 4), batch_norm=True),
 }
 
 
@@ -31,8 +36,8 @@ def make_backbone(name: str, **options: Any) -> Backbone:
 
     Args:
       name: a key of `BACKBONES`.
-      **options: fields of its class (`ResNet`, `MobileNetV2`) that shall differ from the named
-        network; lists become tuples, dtypes may be given by name.
+      **options: fields of its class (`ResNet`, `MobileNetV2`, `VGG`) that shall differ from the
+        named network; lists become tuples, dtypes may be given by name.
 
     Returns:
       The module, without variables.
@@ -92,3 +97,27 @@ def feature_shapes(
         return stages
 
     return tuple(stage.shape[1:] for stage in jax.eval_shape(outputs))
+
+
+def backbone_from(options: Mapping[str, Any], *, owner: str = "backbone") -> Backbone:
+    """A backbone from the options of a config.
+
+    Args:
+      options: `name`, and what else `make_backbone` takes.
+      owner: what the options are called, for the message.
+
+    Returns:
+      The module, without variables.
+
+    Raises:
+      UserError: there is no name, or `make_backbone` refuses what is there.
+
+    Example:
+      >>> backbone_from({"name": "resnet18"}).num_stages
+      5
+    """
+    rest = dict(options)
+    name = rest.pop("name", None)
+    if name is None:
+        raise UserError(f"{owner} is {rest}; expected a key 'name'")
+    return make_backbone(name, **rest)

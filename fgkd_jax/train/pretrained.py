@@ -71,7 +71,8 @@ def load_pretrained(
       family: a key of `FAMILIES`; None: the one that the variables belong to.
       backbone: "/"-joined path of the backbone within each collection; "" when it is the root.
       head: path of the `LinearHead`; None: there is none, and the file's classifier is unused.
-      reinit_head: keep the head as it was initialised, whatever the file's number of classes.
+      reinit_head: keep the head as it was initialised, whatever the file's number of classes;
+        needed for published VGGs, whose classifier of three layers is not the head's.
       skip: regular expressions; a variable whose PyTorch name contains one is kept as initialised,
         and such a tensor of the file is unused.
 
@@ -86,7 +87,7 @@ def load_pretrained(
     try:
         name = family or family_of(variables, backbone=backbone, head=head)
         rules = family_rules(name)
-        without_head = (rf"^{re.escape(rules.head)}\.",) if reinit_head or head is None else ()
+        without_head = (rules.classifier,) if reinit_head or head is None else ()
         new, loaded, kept, unused = _overlay(
             variables,
             rules.prepare(arrays),
@@ -151,7 +152,7 @@ def _overlay(
         if skipped.search(name) or (name not in wanted and re.search(rules.optional, name))
     )
     offered = {name: array for name, array in arrays.items() if name not in unused}
-    _check(offered, wanted, flat, head=rules.head)
+    _check(offered, wanted, flat, classifier=rules.classifier)
     for name, key in wanted.items():
         leaf = flat[key]
         flat[key] = jnp.asarray(from_torch(offered[name], ndim=len(leaf.shape)), leaf.dtype)
@@ -159,7 +160,7 @@ def _overlay(
 
 
 def _check(
-    offered: Arrays, wanted: Mapping[str, Path], flat: Mapping[Path, Any], *, head: str
+    offered: Arrays, wanted: Mapping[str, Path], flat: Mapping[Path, Any], *, classifier: str
 ) -> None:
     """Raises one line that tells everything that keeps the tensors from their places."""
     missing = [f"{n} (for {'/'.join(wanted[n])})" for n in wanted if n not in offered]
@@ -184,7 +185,9 @@ def _check(
     told = [f"{kind}: {_some(items)}" for kind, items in problems.items() if items]
     if not told:
         return
-    if misshapen and all(n.startswith(f"{head}.") for n in misshapen):
+    # What tells of another head: other shapes of its tensors, or (VGG) other tensors altogether.
+    odd = misshapen or [n for n in (*offered, *wanted) if n not in both]
+    if odd and all(re.search(classifier, n) for n in odd):
         told.append("reinit_head=True starts with a new head")
     raise UserError(f"of {len(offered)} tensors, {'; '.join(told)}")
 

@@ -2,9 +2,9 @@
 
 A family of networks has one pure function from the place of a module in our variables to its name
 in PyTorch; everything else (which tensors a file must hold, in which shape, and the export) is
-derived from it and from the variables at hand. Supported are torchvision's ResNets and
-MobileNetV2 (timm's `resnet*` without a deep stem have the same names), the latter also with folded
-norms and the activation ranges of a quantised network.
+derived from it and from the variables at hand. Supported are torchvision's ResNets, MobileNetV2
+and VGGs (timm's `resnet*` without a deep stem and the convolutions of its `vgg*` have the same
+names), MobileNetV2 also with folded norms and the activation ranges of a quantised network.
 """
 
 import re
@@ -42,12 +42,15 @@ class Family(NamedTuple):
     Attributes:
       module_name: from the path of a backbone's module to its name, None where there is none.
       head: name of the linear classifier.
+      classifier: regular expression of all names of a file's classifier, which stay unused where
+        the head is not loaded; more than the linear one where others are in use.
       optional: regular expression of names that a file may hold in vain.
       prepare: what is done to a file's arrays before names are compared.
     """
 
     module_name: Callable[[Path], str | None]
     head: str
+    classifier: str
     optional: str
     prepare: Callable[[Arrays], Arrays]
 
@@ -118,6 +121,27 @@ def mobilenet_v2_name(path: Path) -> str | None:
     return f"features.{block}.conv.{position}.{second}"
 
 
+def vgg_name(path: Path) -> str | None:
+    """The torchvision name of a module of `VGG`, whose own names carry the number in it.
+
+    Args:
+      path: of the module within the backbone.
+
+    Returns:
+      Its name, None where torchvision has no such module.
+
+    Example:
+      >>> vgg_name(("stage1", "norm8"))
+      'features.8'
+    """
+    match = re.fullmatch(r"stage\d+/(?:conv|norm)(\d+)", "/".join(path))
+    return match and f"features.{match[1]}"
+
+
+def _unchanged(arrays: Arrays) -> Arrays:
+    return arrays
+
+
 def _split_sums(arrays: Arrays) -> Arrays:
     """Gives each row of `add.out_range` (the ranges of all residual sums) a name of its own."""
     if "add.out_range" not in arrays:
@@ -131,9 +155,23 @@ def _split_sums(arrays: Arrays) -> Arrays:
 
 
 FAMILIES: dict[str, Family] = {
-    "resnet": Family(resnet_name, "fc", r"num_batches_tracked$", lambda arrays: arrays),
+    "resnet": Family(resnet_name, "fc", r"^fc\.", r"num_batches_tracked$", _unchanged),
     "mobilenet_v2": Family(
-        mobilenet_v2_name, "classifier.1", r"(num_batches_tracked|out_range)$", _split_sums
+        mobilenet_v2_name,
+        head="classifier.1",
+        classifier=r"^classifier\.1\.",
+        optional=r"(num_batches_tracked|out_range)$",
+        prepare=_split_sums,
+    ),
+    # The three layers of a VGG's classifier are `classifier.{0,3,6}` in torchvision, and in timm
+    # `pre_logits.fc1`, `pre_logits.fc2` and `head.fc`. The last is, as ours, a linear layer on an
+    # average over positions: it has the name, though its 4096 inputs fit no head of ours.
+    "vgg": Family(
+        vgg_name,
+        head="head.fc",
+        classifier=r"^(classifier|pre_logits|head)\.",
+        optional=r"num_batches_tracked$",
+        prepare=_unchanged,
     ),
 }
 

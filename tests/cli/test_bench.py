@@ -474,7 +474,7 @@ def test_a_config_without_classes_gets_some():
     class Detector(Classifier):
         task = "detection"
 
-    with pytest.raises(UserError, match="task is 'detection'; expected 'classification'"):
+    with pytest.raises(UserError, match="task is 'detection'; expected one of classification"):
         step.prepared(dataclasses.replace(experiment(), method=Detector()))
 
 

@@ -24,6 +24,7 @@ from fgkd_jax.train.torch_names import (
     mobilenet_v2_name,
     resnet_name,
     torch_names,
+    vgg_name,
 )
 from fgkd_jax.train.weight_files import file_sha256, load_arrays
 
@@ -34,6 +35,8 @@ NETWORKS = {
     "bottlenecks": ("resnet50", {"stage_sizes": (1, 1, 1, 1), "width": 4}),
     "mobilenet_v2": ("mobilenet_v2", {"width": 0.1}),
     "quantised": ("mobilenet_v2", {"width": 0.1, **QUANTISED}),
+    "vgg": ("vgg16", {"width": 2}),
+    "vgg with norms": ("vgg19_bn", {"width": 2, "stage_sizes": (1, 2, 1)}),
 }
 
 
@@ -103,6 +106,10 @@ def test_the_names_are_those_of_torchvision():
     assert mobilenet_v2_name(("stage4", "block17", "project", "norm")) == "features.17.conv.3"
     assert mobilenet_v2_name(("last", "norm")) == "features.18.1"
     assert mobilenet_v2_name(("stage9", "elsewhere")) is None
+    assert vgg_name(("stage4", "conv28")) == "features.28"
+    assert vgg_name(("stage4", "norm41")) == "features.41"
+    assert vgg_name(("stage4", "conv")) is None
+    assert vgg_name(("stage4", "block1", "conv1")) is None
 
 
 def test_the_residual_sums_are_those_of_the_network():

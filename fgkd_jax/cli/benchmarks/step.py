@@ -13,6 +13,7 @@ from fgkd_jax.cli.benchmarks.timing import Alternative, Case, jax_alternative, t
 from fgkd_jax.cli.benchmarks.torch_step import check_comparable, make_torch_step
 from fgkd_jax.cli.experiment import Experiment
 from fgkd_jax.cli.session import image_spec
+from fgkd_jax.data.base import DatasetInfo
 from fgkd_jax.errors import UserError
 from fgkd_jax.evaluation import EVALUATORS
 from fgkd_jax.train.loop import HostBatch, Run, Trainer
@@ -23,7 +24,7 @@ from fgkd_jax.typing import Batch
 CLASSES = 100
 """Classes of a config that takes their number from its data set, which is not opened here."""
 
-TASK = "classification"
+TASKS = ("classification", "sampled_classification")
 AGAINST: dict[str, dict[str, Any]] = {
     **{name: {"layout": layout} for name, layout in torch_models.LAYOUTS.items()},
     "torch_compile": {"layout": "contiguous_format", "compiled": True},
@@ -84,8 +85,8 @@ def prepared(experiment: Experiment, *, batch_size: int | None = None) -> Experi
       UserError: the task is not classification, or the batch size is out of range.
     """
     method: Any = experiment.method
-    if method.task != TASK:
-        raise UserError(f"the method's task is '{method.task}'; expected '{TASK}'")
+    if method.task not in TASKS:
+        raise UserError(f"the method's task is '{method.task}'; expected one of {', '.join(TASKS)}")
     if method.num_classes is None:
         method = dataclasses.replace(method, num_classes=CLASSES)
     train = experiment.train
@@ -109,7 +110,7 @@ def make_trainer(experiment: Experiment) -> Trainer:
     spec = image_spec(experiment.data, batch_size=experiment.train.batch_size)
     run = Run(
         method=method,
-        evaluator=EVALUATORS[method.task](num_classes=method.num_classes, groupings={}),
+        evaluator=EVALUATORS[method.task](_classes(method.num_classes), ()),
         feed=RandomImages(random_batch(spec, num_classes=method.num_classes)),
         spec=spec,
         mesh=make_mesh(experiment.mesh),
@@ -119,6 +120,11 @@ def make_trainer(experiment: Experiment) -> Trainer:
         seed=experiment.seed,
     )
     return Trainer(run)
+
+
+def _classes(count: int) -> DatasetInfo:
+    """The data set that an evaluator is made for, where none is opened."""
+    return DatasetInfo(name="random", class_names=tuple(map(str, range(count))), splits={})
 
 
 def cases(request: Request) -> Iterator[Case]:

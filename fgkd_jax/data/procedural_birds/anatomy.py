@@ -47,6 +47,17 @@ GROUP_POINTS = {
     "tail_tip": [(-0.38, 0.085, "tail"), (-0.4, 0.09, "tail"), (-0.42, 0.095, "tail")],
     "leg_colour": [(0.025, 0.2, "body"), (0.028, 0.225, "body"), (-0.045, 0.21, "body")],
 }
+# The part nearest to where each small group shows.
+GROUP_PARTS = {
+    "bill_colour": "bill",
+    "forehead": "forehead",
+    "eye_ring": "eye",
+    "brow": "crown",
+    "throat": "throat",
+    "wing_bar": "wing",
+    "tail_tip": "tail",
+    "leg_colour": "legs",
+}
 PIVOTS = {"body": (0.0, 0.0), "head": (0.16, -0.12), "tail": (-0.2, 0.03)}
 FEET = (-0.005, 0.272)
 

@@ -9,7 +9,7 @@ import operator
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 
 from fgkd_jax.data.base import DatasetInfo, Example, SplitSources, fingerprint
 from fgkd_jax.data.procedural_birds import examples
-from fgkd_jax.data.procedural_birds.anatomy import PARTS
+from fgkd_jax.data.procedural_birds.anatomy import GROUP_PARTS, PARTS
 from fgkd_jax.data.procedural_birds.builder import (
     CONFIGS,
     SPLITS,
@@ -27,7 +27,7 @@ from fgkd_jax.data.procedural_birds.builder import (
     default_workers,
 )
 from fgkd_jax.data.procedural_birds.records import decode_mask
-from fgkd_jax.data.procedural_birds.world import ATTRIBUTES
+from fgkd_jax.data.procedural_birds.world import ATTRIBUTES, World
 from fgkd_jax.errors import UserError, nearest
 
 _NAME = "procedural_birds"
@@ -165,7 +165,24 @@ def _describe(config: str, sources: dict[str, "BirdSource"]) -> DatasetInfo:
         ),
         part_names=PARTS,
         attribute_names=ATTRIBUTES,
+        separating_parts=_separating_parts(world),
     )
+
+
+def _separating_parts(world: World) -> tuple[tuple[int, ...], ...]:
+    """The parts at which the species of a genus differ, for each species."""
+    traits: dict[int, list[Mapping[str, str]]] = {}
+    for one in world.species:
+        traits.setdefault(one.genus, []).append(one.traits)
+    parts = {
+        genus: tuple(
+            PARTS.index(part)
+            for group, part in GROUP_PARTS.items()
+            if len({one[group] for one in relatives}) > 1
+        )
+        for genus, relatives in traits.items()
+    }
+    return tuple(parts[genus] for genus in world.genus_of)
 
 
 @dataclasses.dataclass(frozen=True)

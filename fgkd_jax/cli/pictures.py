@@ -1,0 +1,136 @@
+"""Pictures of what a sampling method looks at."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from fgkd_jax.errors import UserError
+
+MIN_SIDE = 512
+"""Pictures with lines or maps on them are enlarged to at least this side, in pixels."""
+
+LINES = 32
+"""Most sampling lines that are drawn along an axis."""
+
+YELLOW = (255, 220, 0)
+
+
+def attention_overlay(image: np.ndarray, attention: np.ndarray) -> np.ndarray:
+    """Lays an attention map over its image.
+
+    Args:
+      image: uint8 [h, w, 3], RGB.
+      attention: [ah, aw]; scaled so that its largest entry is the brightest, and 0 (or less) dark.
+
+    Returns:
+      uint8 [H, W, 3], RGB: half image, half map, at least `MIN_SIDE` pixels wide and high.
+    """
+    picture = _enlarged(image)
+    positive = np.maximum(np.nan_to_num(attention.astype(np.float32)), 0.0)
+    top = float(positive.max())
+    scaled = np.round(positive * (255 / top if top > 0 else 0.0)).astype(np.uint8)
+    height, width = picture.shape[:2]
+    smooth = cv2.resize(scaled, (width, height), interpolation=cv2.INTER_LINEAR)
+    colours = cv2.cvtColor(cv2.applyColorMap(smooth, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
+    return cv2.addWeighted(picture, 0.5, colours, 0.5, 0.0)
+
+
+def sampling_grid(image: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Draws the rows and columns that are sampled on the image.
+
+    Args:
+      image: uint8 [h, w, 3], RGB.
+      rows: [oh], in pixels of the image; 0 is the centre of the first row.
+      columns: [ow], likewise. Of more than `LINES` each, evenly chosen ones are drawn.
+
+    Returns:
+      uint8 [H, W, 3], RGB, at least `MIN_SIDE` pixels wide and high.
+    """
+    picture = _enlarged(image)
+    for axis, positions in enumerate((rows, columns)):
+        scale = picture.shape[axis] / image.shape[axis]
+        step = -(-len(positions) // LINES)
+        lines = np.round((positions[step // 2 :: step] + 0.5) * scale - 0.5).astype(int)
+        lines = np.clip(lines, 0, picture.shape[axis] - 1)
+        if axis == 0:
+            picture[lines, :] = YELLOW
+        else:
+            picture[:, lines] = YELLOW
+    return picture
+
+
+def draw(image: np.ndarray, explained: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Draws everything that a method's `explain` tells of one image.
+
+    Args:
+      image: uint8 [h, w, 3], what the sampler read.
+      explained: `attention`, `structure`, `detail`, `sampled_rows` and `sampled_columns` of it.
+
+    Returns:
+      Pictures, uint8 [H, W, 3], by name: `attention`, `grid`, `structure`, `detail`.
+    """
+    return {
+        "attention": attention_overlay(image, explained["attention"]),
+        "grid": sampling_grid(image, explained["sampled_rows"], explained["sampled_columns"]),
+        **{name: _grey_levels(explained[name]) for name in ("structure", "detail")},
+    }
+
+
+def write(folder: Path, name: str, pictures: Mapping[str, np.ndarray]) -> list[Path]:
+    """Writes pictures as PNG files, in place of earlier ones of the same name.
+
+    Args:
+      folder: where to; made if missing.
+      name: what the files' names begin with.
+      pictures: uint8 [H, W, 3], RGB, by what they show.
+
+    Returns:
+      The files, `<folder>/<name>.<what>.png`.
+
+    Raises:
+      UserError: the folder cannot be written to.
+    """
+    written = []
+    for what, picture in pictures.items():
+        path = folder / f"{name}.{what}.png"
+        _, encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encoded.tobytes())
+        except OSError as error:
+            raise UserError(f"picture {path} cannot be written: {error.strerror}") from error
+        written.append(path)
+    return written
+
+
+def unique_names(paths: Sequence[str]) -> list[str]:
+    """Names files after their images, with a number where two images have the same name.
+
+    Args:
+      paths: image files.
+
+    Returns:
+      One name per image, all different.
+    """
+    taken: set[str] = set()
+    names = []
+    for path in paths:
+        stem, count = Path(path).stem, 1
+        name = stem
+        while name in taken:
+            count += 1
+            name = f"{stem}-{count}"
+        taken.add(name)
+        names.append(name)
+    return names
+
+
+def _enlarged(image: np.ndarray) -> np.ndarray:
+    factor = max(1, -(-MIN_SIDE // min(image.shape[:2])))
+    return np.repeat(np.repeat(image, factor, axis=0), factor, axis=1)
+
+
+def _grey_levels(image: np.ndarray) -> np.ndarray:
+    return np.clip(np.round(image), 0, 255).astype(np.uint8)

@@ -1,0 +1,66 @@
+"""Pictures of what was looked at: where the lines are, what is written."""
+
+import cv2
+import numpy as np
+import pytest
+
+from fgkd_jax.cli import pictures
+from fgkd_jax.errors import UserError
+
+IMAGE = np.full((64, 48, 3), 100, np.uint8)
+
+
+def test_lines_are_drawn_where_rows_and_columns_are_sampled():
+    # 64 x 48 is shown eleven times as large: pixel i covers 11 i to 11 i + 10.
+    picture = pictures.sampling_grid(IMAGE, np.array([0.0, 10.0]), np.array([47.0]))
+    assert picture.shape == (704, 528, 3)
+    yellow = (picture == pictures.YELLOW).all(2)
+    assert np.flatnonzero(yellow.all(1)).tolist() == [5, 115]
+    assert np.flatnonzero(yellow.all(0)).tolist() == [522]
+
+
+def test_not_more_lines_than_can_be_told_apart():
+    rows = np.linspace(0, 63, 224)
+    yellow = (pictures.sampling_grid(IMAGE, rows, rows[:1]) == pictures.YELLOW).all(2)
+    assert 2 < yellow.all(1).sum() <= pictures.LINES
+
+
+def test_attention_is_bright_where_it_is_large():
+    attention = np.zeros((4, 4))
+    attention[0, 3] = 5.0
+    picture = pictures.attention_overlay(IMAGE, attention).astype(int).sum(2)
+    assert picture[5, -5] > picture[5, 5] + 150
+    assert picture[5, -5] > picture[-5, -5] + 150
+    flat = pictures.attention_overlay(IMAGE, np.zeros((4, 4)))
+    assert np.unique(flat.reshape(-1, 3), axis=0).shape == (1, 3)
+
+
+def test_pictures_are_written_in_the_right_colours(tmp_path):
+    red = np.zeros((2, 2, 3), np.uint8)
+    red[..., 0] = 255
+    written = pictures.write(tmp_path / "new", "bird", {"structure": red})
+    assert [path.name for path in written] == ["bird.structure.png"]
+    read = cv2.cvtColor(cv2.imread(str(written[0])), cv2.COLOR_BGR2RGB)
+    np.testing.assert_array_equal(read, red)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"picture .*file/bird.structure.png cannot be written"):
+        pictures.write(tmp_path / "file", "bird", {"structure": red})
+
+
+def test_images_of_one_name_do_not_replace_each_other():
+    names = pictures.unique_names(["a/x.jpg", "b/x.jpg", "x-2.png", "y.png"])
+    assert names == ["x", "x-2", "x-2-2", "y"]
+
+
+def test_sampled_images_are_shown_as_they_are():
+    explained = {
+        "attention": np.ones((3, 3)),
+        "structure": np.full((4, 4, 3), 99.6, np.float32),
+        "detail": np.full((4, 4, 3), 300.0, np.float32),
+        "sampled_rows": np.array([1.0]),
+        "sampled_columns": np.array([1.0]),
+    }
+    drawn = pictures.draw(IMAGE, explained)
+    assert set(drawn) == {"attention", "grid", "structure", "detail"}
+    assert (drawn["structure"] == 100).all()
+    assert (drawn["detail"] == 255).all()

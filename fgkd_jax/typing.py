@@ -7,10 +7,13 @@
 | `oh ow` | rows and columns after a resize or a convolution |
 | `c`, `ci`, `co` | channels; channels going in and coming out |
 | `kh kw` | rows and columns of a convolution kernel |
-| `k` | classes |
+| `k` | classes; slots of a queue |
 | `g` | groups of classes (genera) |
 | `n` | networks trained together; cells of a density |
+| `s` | stages of a network |
 | `d` | dimensions of an embedding |
+| `m` | candidates that an anchor is contrasted with |
+| `size` | rows of a memory bank, one per example of a data set |
 | `p` | proposals or parts |
 | `...` | any leading dimensions |
 """

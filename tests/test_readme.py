@@ -71,6 +71,15 @@ def test_the_notebook_example_gives_one_value_per_example():
     np.testing.assert_allclose(values, [np.log(10)] * 2, rtol=1e-6)
 
 
+def test_the_sampler_example_runs():
+    section = README.split("The sampler is a function like any other.")[1]
+    code = re.search(r"```python\n(.*?)```", section, re.S)[1]
+    *setup, last = code.strip().splitlines()
+    scope = {}
+    exec("\n".join(setup), scope)
+    assert eval(last.split("  #")[0], scope).shape == (2, 224, 224, 3)
+
+
 def test_nothing_in_the_readme_waits_to_be_filled_in():
     assert not re.findall(r"<!-- [^>]*(output|table) -->", README)
 

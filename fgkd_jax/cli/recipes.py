@@ -122,7 +122,7 @@ def tasn_photographs(
     }
     optim: dict[str, Any] = {"learning_rate": 0.02, "warmup_steps": round(5 * epoch)}
     if preset == "reference":
-        optim, epochs = RELEASED, 300
+        optim, epochs = dict(RELEASED), 300
     return photographs(
         method,
         data={"image_size": 512, **data},

@@ -1,4 +1,17 @@
 """Losses: arrays in, per-example arrays out, in nats."""
 
 from fgkd_jax.losses.classification import cross_entropy, smooth_labels
+from fgkd_jax.losses.contrastive import (
+    MutualContrastive,
+    layerwise_mutual_contrastive,
+    mutual_contrastive,
+    normalize_embeddings,
+)
+from fgkd_jax.losses.contrastive_bank import (
+    bank_mutual_contrastive,
+    enqueue,
+    layerwise_bank_mutual_contrastive,
+    moco_mutual_contrastive,
+    update_bank,
+)
 from fgkd_jax.losses.distillation import soft_target_cross_entropy

@@ -119,7 +119,8 @@ def corners_to_pixels(positions: Float[Array, "b size"], *, extent: int) -> Floa
       Array([[0., 2.]], dtype=float32)
     """
     _check_extent(extent)
-    return (positions + 1.0) * ((extent - 1) / 2)
+    # In this order, as the released code rounds.
+    return (positions + 1.0) * (extent - 1) / 2
 
 
 def _two(out_size: Any) -> tuple[int, int]:

@@ -188,12 +188,12 @@ def _checkpoint(report: Any, chosen: list[dict[str, Any]]) -> str:
 
 
 def _title(name: str) -> str:
-    return name.removesuffix("_accuracy") if name != "accuracy" else "top-1"
+    return name.removesuffix("_accuracy").replace("_", " ") if name != "accuracy" else "top-1"
 
 
 def _spread(name: str, figure: dict[str, Any]) -> str:
     share = name.endswith("accuracy")
-    factor, digits, unit = (100, 1, "%") if share else (1, 4, "")
+    factor, digits, unit = (100, 1, "%") if share else (1, 2, "")
     mean = f"{factor * figure['mean']:.{digits}f}"
     if figure["std"] is None:
         return f"{mean}{unit} (one seed)"

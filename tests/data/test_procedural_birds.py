@@ -14,7 +14,7 @@ from PIL import Image
 
 from fgkd_jax.data import procedural_birds as birds
 from fgkd_jax.data.base import labels_and_ids
-from fgkd_jax.data.procedural_birds import bird, dataset, examples, records, scene
+from fgkd_jax.data.procedural_birds import anatomy, bird, dataset, examples, records, scene
 from fgkd_jax.data.procedural_birds import builder as builder_module
 from fgkd_jax.data.procedural_birds.canvas import Canvas
 from fgkd_jax.data.procedural_birds.streams import Stream
@@ -299,6 +299,20 @@ class TestSplits:
 
 
 class TestBuilt:
+    def test_separating_parts_are_the_nearest_to_what_differs(self, built):
+        species = birds.birds_world().species
+        for one, parts in zip(species, built.info.separating_parts, strict=True):
+            expected = set()
+            for group, points in anatomy.GROUP_POINTS.items():
+                values = {other.traits[group] for other in species if other.genus == one.genus}
+                if len(values) == 1:
+                    continue
+                middle = np.mean([point[:2] for point in points], axis=0)
+                gaps = [np.hypot(*(middle - anatomy.PART_POINTS[name][:2])) for name in birds.PARTS]
+                expected.add(int(np.argmin(gaps)))
+            assert set(parts) == expected
+            assert 1 <= len(parts) <= 2
+
     def test_read_back_is_what_was_drawn(self, built, drawn):
         source = built[1].source("train")
         assert len(source) == 48

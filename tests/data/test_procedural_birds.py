@@ -301,7 +301,7 @@ class TestSplits:
 class TestBuilt:
     def test_separating_parts_are_the_nearest_to_what_differs(self, built):
         species = birds.birds_world().species
-        for one, parts in zip(species, built.info.separating_parts, strict=True):
+        for one, parts in zip(species, built[1].info.separating_parts, strict=True):
             expected = set()
             for group, points in anatomy.GROUP_POINTS.items():
                 values = {other.traits[group] for other in species if other.genus == one.genus}

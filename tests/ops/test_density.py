@@ -249,7 +249,8 @@ def test_bfloat16():
     half = jnp.asarray(make_density(), jnp.bfloat16)
     assert limited(half, max_density=2.0).dtype == jnp.bfloat16
     np.testing.assert_array_equal(inverted(half, size=3), inverted(half.astype("float32"), size=3))
-    for one, other in zip(densities(half[:, None]), densities(half.astype("float32")[:, None])):  # noqa: B905
+    wide = half.astype("float32")
+    for one, other in zip(densities(half[:, None]), densities(wide[:, None]), strict=True):
         assert one.dtype == jnp.float32
         np.testing.assert_array_equal(one, other)
 

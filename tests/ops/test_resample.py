@@ -12,20 +12,22 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 from fgkd_jax.errors import UserError
-from fgkd_jax.ops import corner_aligned_resize, corners_to_pixels, resample, separable_resample
+from fgkd_jax.ops import corner_aligned_resize, corners_to_pixels, separable_resample
+from fgkd_jax.ops import resample_lowerings as lowerings
 
 RESAMPLES = {
-    "gathers": resample.resample_by_gathers,
-    "products": resample.resample_by_products,
+    "gathers": lowerings.resample_by_gathers,
+    "products": lowerings.resample_by_products,
     "public": separable_resample,
 }
 TRANSPOSES = {
-    "loops": resample.transpose_by_loops,
-    "products": resample.transpose_by_products,
+    "loops": lowerings.transpose_by_loops,
+    "products": lowerings.transpose_by_products,
 }
 SLOPES = {
-    "gathers": resample.slopes_by_gathers,
-    "products": resample.slopes_by_products,
+    "gathers": lowerings.slopes_by_gathers,
+    "loops": lowerings.slopes_by_loops,
+    "products": lowerings.slopes_by_products,
 }
 SIZES = [((5, 4), (3, 6)), ((1, 7), (2, 4)), ((6, 1), (1, 3)), ((1, 1), (2, 2)), ((2, 2), (9, 1))]
 run = jax.jit(separable_resample, static_argnames="exact")
@@ -117,20 +119,21 @@ def test_every_slope_follows_the_definition(name):
 @pytest.mark.parametrize(("size", "out"), SIZES)
 def test_slopes_on_pixels_agree_between_lowerings(size, out):
     image, rows, cols, grad = make(size, out)
-    one, other = (jax.jit(f)(image, rows, cols, grad) for f in SLOPES.values())
-    for a, b in zip(one, other, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+    first, *others = (jax.jit(f)(image, rows, cols, grad) for f in SLOPES.values())
+    for other in others:
+        for a, b in zip(first, other, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_products_in_bfloat16_are_close():
     image, rows, cols, grad = make((16, 16), (12, 12), kinks=False)
     grey = np.random.default_rng(0).integers(0, 256, image.shape).astype(np.uint8)
-    rough = jax.jit(partial(resample.resample_by_products, exact=False))(grey, rows, cols)
+    rough = jax.jit(partial(lowerings.resample_by_products, exact=False))(grey, rows, cols)
     assert rough.dtype == jnp.float32
     error = np.abs(rough - run(grey, rows, cols)).max()
     assert 0.01 < error <= 1.5
-    pairs = [(resample.transpose_by_products, (grad, rows, cols), {"size": (16, 16)})]
-    pairs += [(resample.slopes_by_products, (image, rows, cols, grad), {})]
+    pairs = [(lowerings.transpose_by_products, (grad, rows, cols), {"size": (16, 16)})]
+    pairs += [(lowerings.slopes_by_products, (image, rows, cols, grad), {})]
     for function, arguments, options in pairs:
         arguments = [jnp.asarray(x) for x in arguments]
         exact, rough = (function(*arguments, **options, exact=e) for e in (True, False))
@@ -219,6 +222,8 @@ def test_each_platform_gets_its_lowering(dtype):
         assert not any(op in text for op in ("dot_general", "scatter"))
         assert "stablehlo.gather" in text
         assert "stablehlo.gather" in text_for("cuda", function, image)
+    assert "stablehlo.while" in text_for("cpu", by_positions, image)
+    assert "stablehlo.while" not in text_for("cuda", by_positions, image)
     if dtype == np.float32:
         assert "stablehlo.while" in text_for("cpu", by_image, image)
         text = text_for("cuda", by_image, image)
@@ -262,9 +267,14 @@ def test_the_transpose_is_one_and_flips_flip(seed):
 
 
 def test_types():
-    image, rows, cols, _ = make()
+    image, rows, cols, grad = make()
     grey = np.random.default_rng(0).integers(0, 256, image.shape).astype(np.uint8)
-    for function in (*RESAMPLES.values(), partial(resample.resample_by_products, exact=False)):
+    for function in SLOPES.values():
+        pair = (jax.jit(function)(x, rows, cols, grad) for x in (grey, grey.astype(np.float32)))
+        for one, other in zip(*pair, strict=True):
+            assert one.dtype == other.dtype == jnp.float32
+            np.testing.assert_array_equal(one, other)
+    for function in (*RESAMPLES.values(), partial(lowerings.resample_by_products, exact=False)):
         one, other = (jax.jit(function)(x, rows, cols) for x in (grey, grey.astype(np.float32)))
         assert one.dtype == other.dtype == jnp.float32
         np.testing.assert_array_equal(one, other)

@@ -10,16 +10,16 @@ import numpy as np
 from fgkd_jax.cli.benchmarks import torch_models
 from fgkd_jax.cli.benchmarks.base import Benchmark, Request
 from fgkd_jax.cli.benchmarks.timing import Alternative, Case, jax_alternative, torch_alternative
-from fgkd_jax.ops import resample, separable_resample
+from fgkd_jax.ops import resample_lowerings, separable_resample
 from fgkd_jax.typing import Array
 
 BATCH_SIZE = 16
 SIDE, OUT, CHANNELS = 512, 224, 3
 
 OTHER_LOWERINGS: Mapping[str, tuple[str, Callable[..., Array]]] = {
-    "cpu": ("products", resample.resample_by_products),
-    "gpu": ("products", resample.resample_by_products),
-    "tpu": ("gathers", resample.resample_by_gathers),
+    "cpu": ("products", resample_lowerings.resample_by_products),
+    "gpu": ("products", resample_lowerings.resample_by_products),
+    "tpu": ("gathers", resample_lowerings.resample_by_gathers),
 }
 """The lowering that the library does not choose, by platform."""
 

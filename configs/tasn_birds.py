@@ -5,8 +5,7 @@ of the 256 x 256 picture the classifier gets. `:uniform` and `:box` are its cont
 the pixels evenly or from the annotated box.
 """
 
-from ml_collections import ConfigDict
-
+from fgkd_jax.cli.recipes import NARROW, drawn_birds
 from fgkd_jax.errors import UserError, nearest
 
 TITLES = {
@@ -31,56 +30,30 @@ def get_config(sampling="attention"):
     """
     if sampling not in TITLES:
         raise UserError(f"tasn_birds has no variant {sampling!r}{nearest(sampling, TITLES)}")
-    return ConfigDict(
+    return drawn_birds(
         {
-            "seed": 0,
-            "method": {
-                "name": "tasn",
-                "sampling": sampling,
-                "backbone": {"name": "resnet_narrow", "width": 16, "strides": (2, 2, 2, 2)},
-                # Its last map is 16 x 16 with 32 channels.
-                "attention_backbone": {
-                    "name": "resnet_narrow",
-                    "stem": "imagenet",
-                    "width": 16,
-                    "stage_sizes": (1, 1),
-                    "strides": (1, 1),
-                    "dilations": (1, 1),
-                },
-                "dilated_head": False,
-                "attention_size": 64,
-                "out_size": 64,
-                "image_mean": (0.5, 0.5, 0.5),
-                "image_std": (0.25, 0.25, 0.25),
+            "name": "tasn",
+            "sampling": sampling,
+            "backbone": dict(NARROW),
+            # Its last map is 16 x 16 with 32 channels.
+            "attention_backbone": {
+                "name": "resnet_narrow",
+                "stem": "imagenet",
+                "width": 16,
+                "stage_sizes": (1, 1),
+                "strides": (1, 1),
+                "dilations": (1, 1),
             },
-            "data": {
-                "dataset": "procedural_birds/classification",
-                "image_size": 256,
-                "train_geometry": "shift_crop",
-                "max_shift": 24,
-                "eval_geometry": "resize",
-                "extra_keys": ("bbox", "parts"),
-            },
-            "optim": {
-                "name": "adamw",
-                "learning_rate": 2e-3,
-                "schedule": "cosine",
-                "warmup_steps": 60,
-                "weight_decay": 1e-3,
-                "clip_norm": 5.0,
-            },
-            "train": {
-                "steps": 1800,
-                "batch_size": 32,
-                "eval_batch_size": 96,
-                "log_every": 60,
-                "eval_every": 300,
-            },
-            "checkpoint": {"every_steps": 300, "best_metric": "accuracy"},
-            "report": {
-                "title": TITLES[sampling],
-                "figures": ("accuracy", "genus_accuracy", "box_gain", "part_gain"),
-                "controls": CONTROLS if sampling == "attention" else (),
-            },
-        }
+            "dilated_head": False,
+            "attention_size": 64,
+            "out_size": 64,
+        },
+        image_size=256,
+        steps=1800,
+        data={"extra_keys": ("bbox", "parts")},
+        report={
+            "title": TITLES[sampling],
+            "figures": ("accuracy", "genus_accuracy", "box_gain", "part_gain"),
+            "controls": CONTROLS if sampling == "attention" else (),
+        },
     )

@@ -6,8 +6,7 @@ as they are. `:uniform` is the control that takes the pixels evenly; `:plain` th
 128 x 128 pixels, with as many steps.
 """
 
-from ml_collections import ConfigDict
-
+from fgkd_jax.cli.recipes import MOBILENET, small_cub
 from fgkd_jax.errors import UserError, nearest
 
 TITLES = {
@@ -15,7 +14,6 @@ TITLES = {
     "uniform": "TASN's networks on plain 128 x 128 copies",
     "plain": "MobileNetV2 fine-tuned, 128 x 128",
 }
-BACKBONE = {"name": "mobilenet_v2", "norm": "folded", "padding": "same"}
 FROZEN_STAGES = ("stem", "stage1", "stage2", "stage3")
 
 
@@ -27,17 +25,10 @@ def get_config(variant="attention"):
     """
     if variant not in TITLES:
         raise UserError(f"tasn_cub50 has no variant {variant!r}{nearest(variant, TITLES)}")
-    common = {
-        "backbone": BACKBONE,
-        "dropout": 0.2,
-        "label_smoothing": 0.1,
-        "image_mean": (128 / 255,) * 3,
-        "image_std": (128 / 255,) * 3,
-    }
     tasn = {
         "name": "tasn",
         "sampling": variant,
-        "attention_backbone": BACKBONE,
+        "attention_backbone": dict(MOBILENET),
         "dilated_head": False,
         "attention_size": 128,
         "out_size": 128,
@@ -45,49 +36,14 @@ def get_config(variant="attention"):
     plain = variant == "plain"
     heads = "head" if plain else "(part|master|auxiliary|attention)_classifier"
     frozen = f"^(attention_)?backbone/({'|'.join(FROZEN_STAGES)})/"
-    return ConfigDict(
-        {
-            "seed": 0,
-            "method": {**common, **({"name": "classifier"} if plain else tasn)},
-            "data": {
-                "dataset": "cub200_2011",
-                "image_size": 128 if plain else 256,
-                "train_geometry": "random_resized_crop",
-                "crop_scale": (0.5, 1.0),
-                "crop_ratio": (0.7, 1.5),
-                "eval_geometry": "resize",
-            },
-            "optim": {
-                "name": "sgd",
-                "learning_rate": 0.003,
-                "momentum": 0.9,
-                "nesterov": True,
-                "schedule": "cosine",
-                "warmup_steps": 50,
-                "weight_decay": 1e-4,
-                "clip_norm": 10.0,
-                "rules": (
-                    {"pattern": frozen, "frozen": True},
-                    {"pattern": f"^{heads}/", "learning_rate_scale": 10.0},
-                ),
-            },
-            "train": {
-                "steps": 600,
-                "batch_size": 32,
-                "eval_batch_size": 32,
-                "log_every": 30,
-            },
-            "checkpoint": {"every_steps": 100},
-            "report": {
-                "title": TITLES[variant],
-                "paper": "none on these 50 species",
-                "figures": ("accuracy", "mean_class_accuracy"),
-                "controls": ()
-                if variant != "attention"
-                else (
-                    "tasn_cub50:uniform",
-                    "tasn_cub50:plain",
-                ),
-            },
-        }
+    controls = ("tasn_cub50:uniform", "tasn_cub50:plain") if variant == "attention" else ()
+    return small_cub(
+        {"name": "classifier"} if plain else tasn,
+        image_size=128 if plain else 256,
+        rules=(
+            {"pattern": frozen, "frozen": True},
+            {"pattern": f"^{heads}/", "learning_rate_scale": 10.0},
+        ),
+        every_steps=100,
+        report={"title": TITLES[variant], "controls": controls},
     )

@@ -1,6 +1,6 @@
 """What the configs of several data sets have in common."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -147,6 +147,184 @@ RELEASED: Mapping[str, Any] = {
     "decay_factor": 0.1,
 }
 """The optimiser of the released TASN, github.com/researchmm/tasn."""
+
+
+def drawn_birds(
+    method: Mapping[str, Any],
+    *,
+    image_size: int,
+    steps: int,
+    report: Mapping[str, Any],
+    data: Mapping[str, Any] | None = None,
+) -> ConfigDict:
+    """Completes a config that trains a narrow network on drawn birds, in minutes.
+
+    Args:
+      method: `name` and options.
+      image_size: side of the images.
+      steps: of the whole run.
+      report: title, figures and controls of the row.
+      data: further options of the data.
+
+    Returns:
+      The config.
+    """
+    return ConfigDict(
+        {
+            "seed": 0,
+            "method": {
+                "image_mean": (0.5, 0.5, 0.5),
+                "image_std": (0.25, 0.25, 0.25),
+                **method,
+            },
+            "data": {
+                "dataset": "procedural_birds/classification",
+                "image_size": image_size,
+                "train_geometry": "shift_crop",
+                "max_shift": 24,
+                "eval_geometry": "resize",
+                **(data or {}),
+            },
+            "optim": {
+                "name": "adamw",
+                "learning_rate": 2e-3,
+                "schedule": "cosine",
+                "warmup_steps": 60,
+                "weight_decay": 1e-3,
+                "clip_norm": 5.0,
+            },
+            "train": {
+                "steps": steps,
+                "batch_size": 32,
+                "eval_batch_size": 96,
+                "log_every": 60,
+                "eval_every": 300,
+            },
+            "checkpoint": {"every_steps": 300, "best_metric": "accuracy"},
+            "report": dict(report),
+        }
+    )
+
+
+NARROW: Mapping[str, Any] = {"name": "resnet_narrow", "width": 16, "strides": (2, 2, 2, 2)}
+"""The plain network of the drawn birds; every stage halves the map, the first one too."""
+
+
+def small_cub(
+    method: Mapping[str, Any],
+    *,
+    image_size: int,
+    rules: Sequence[Mapping[str, Any]],
+    every_steps: int,
+    report: Mapping[str, Any],
+) -> ConfigDict:
+    """Completes a config that fine-tunes MobileNetV2 on small copies of CUB-200-2011.
+
+    Args:
+      method: `name` and options.
+      image_size: side of the images.
+      rules: which parameters are frozen, and which learn faster.
+      every_steps: steps between checkpoints.
+      report: title and controls of the row.
+
+    Returns:
+      The config.
+    """
+    return ConfigDict(
+        {
+            "seed": 0,
+            "method": {
+                "backbone": dict(MOBILENET),
+                "dropout": 0.2,
+                "label_smoothing": 0.1,
+                "image_mean": (128 / 255,) * 3,
+                "image_std": (128 / 255,) * 3,
+                **method,
+            },
+            "data": {
+                "dataset": "cub200_2011",
+                "image_size": image_size,
+                "train_geometry": "random_resized_crop",
+                "crop_scale": (0.5, 1.0),
+                "crop_ratio": (0.7, 1.5),
+                "eval_geometry": "resize",
+            },
+            "optim": {
+                "name": "sgd",
+                "learning_rate": 0.003,
+                "momentum": 0.9,
+                "nesterov": True,
+                "schedule": "cosine",
+                "warmup_steps": 50,
+                "weight_decay": 1e-4,
+                "clip_norm": 10.0,
+                "rules": tuple(dict(rule) for rule in rules),
+            },
+            "train": {"steps": 600, "batch_size": 32, "eval_batch_size": 32, "log_every": 30},
+            "checkpoint": {"every_steps": every_steps},
+            "report": {
+                "paper": "none on these 50 species",
+                "figures": ("accuracy", "mean_class_accuracy"),
+                **report,
+            },
+        }
+    )
+
+
+MOBILENET: Mapping[str, Any] = {"name": "mobilenet_v2", "norm": "folded", "padding": "same"}
+"""MobileNetV2 as TensorFlow trained it, its batch norms folded into the convolutions."""
+
+
+def small_images(
+    dataset: str, *, mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> ConfigDict:
+    """A ResNet-18 on CIFAR-10 or CIFAR-100, 200 epochs at batch 128.
+
+    Args:
+      dataset: its name.
+      mean: of the channels of its training images, in 0..1.
+      std: likewise.
+
+    Returns:
+      The config.
+    """
+    return ConfigDict(
+        {
+            "seed": 0,
+            "method": {
+                "name": "classifier",
+                "backbone": {"name": "resnet_narrow", "width": 64, "stage_sizes": (2, 2, 2, 2)},
+                "image_mean": mean,
+                "image_std": std,
+            },
+            "data": {
+                "dataset": dataset,
+                "image_size": 32,
+                "train_geometry": "shift_crop",
+                "max_shift": 4,
+                "eval_geometry": "resize",
+                "validation_fraction": 0.02,
+            },
+            "optim": {
+                "name": "sgd",
+                "learning_rate": 0.1,
+                "momentum": 0.9,
+                "nesterov": True,
+                "schedule": "cosine",
+                "warmup_steps": 400,
+                "weight_decay": 5e-4,
+            },
+            "train": {
+                "steps": 76600,
+                "batch_size": 128,
+                "eval_batch_size": 512,
+                "log_every": 100,
+                "eval_every": 3830,
+            },
+            "checkpoint": {"every_steps": 3830},
+            "report": {"title": "ResNet-18 for 32 x 32", "paper": NO_RUN},
+        }
+    )
 
 
 def _variant(variant: str) -> tuple[str, str, int]:

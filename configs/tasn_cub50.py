@@ -14,7 +14,7 @@ TITLES = {
     "uniform": "TASN's networks on plain 128 x 128 copies",
     "plain": "MobileNetV2 fine-tuned, 128 x 128",
 }
-FROZEN_STAGES = ("stem", "stage1", "stage2", "stage3")
+FROZEN_STAGES = 4
 
 
 def get_config(variant="attention"):
@@ -28,14 +28,19 @@ def get_config(variant="attention"):
     tasn = {
         "name": "tasn",
         "sampling": variant,
+        # Its map is 8 x 8; one of a linear bottleneck, which the head makes non-negative.
         "attention_backbone": dict(MOBILENET),
-        "dilated_head": False,
+        "attention_stages": FROZEN_STAGES,
         "attention_size": 128,
         "out_size": 128,
     }
     plain = variant == "plain"
-    heads = "head" if plain else "(part|master|auxiliary|attention)_classifier"
-    frozen = f"^(attention_)?backbone/({'|'.join(FROZEN_STAGES)})/"
+    heads = (
+        "head"
+        if plain
+        else "(part_classifier|master_classifier|auxiliary_classifier|attention_classifier|attention_head)"
+    )
+    frozen = f"^(attention_)?backbone/stage[0-{FROZEN_STAGES - 1}]/"
     controls = ("tasn_cub50:uniform", "tasn_cub50:plain") if variant == "attention" else ()
     return small_cub(
         {"name": "classifier"} if plain else tasn,

@@ -251,6 +251,8 @@ def _overlay(experiment: Experiment) -> Overlay:
                 backbone=part,
                 head="head" if has_head else None,
                 reinit_head=experiment.pretrained.reinit_head,
+                # A method may take the first stages of another backbone alone.
+                truncated=part != "backbone",
             )
             say(str(notes))
         return variables

@@ -77,6 +77,8 @@ class TASN:
       backbone: `name` and options of the network that part and master share.
       attention_backbone: `name` and options of the attention net's. The default is the paper's
         ResNet-18 whose last map has a stride of 8.
+      attention_stages: how many stages of it the attention net has, the stem among them; 0 for all.
+        Attention needs a fine map: a stride of 8 or 16 where a network ends at 32.
       attention_size: side of the attention net's input, to which the image is shrunk.
       out_size: side of the sampled images.
       sampling: where density comes from: `attention`; for controls `uniform` (a plain resize) or
@@ -114,6 +116,7 @@ class TASN:
     attention_backbone: Mapping[str, Any] = dataclasses.field(
         default_factory=lambda: {"name": "resnet18", "strides": (1, 1, 2, 1)}
     )
+    attention_stages: int = 0
     attention_size: int = 224
     out_size: int = 224
     sampling: str = "attention"
@@ -152,7 +155,11 @@ class TASN:
                 value = getattr(self, name)
                 raise UserError(f"{name} is {value!r}{nearest(value, choices)}")
         backbone_from(self.backbone, owner="backbone")
-        backbone_from(self.attention_backbone, owner="attention_backbone")
+        stages = backbone_from(self.attention_backbone, owner="attention_backbone").num_stages
+        if not 0 <= self.attention_stages <= stages:
+            raise UserError(
+                f"attention_stages is {self.attention_stages}; expected 0 (all) to {stages}"
+            )
 
     @property
     def network(self) -> TASNNetwork:
@@ -161,6 +168,7 @@ class TASN:
             attention_backbone=backbone_from(self.attention_backbone, owner="attention_backbone"),
             backbone=backbone_from(self.backbone, owner="backbone"),
             num_classes=self.num_classes or 1,
+            attention_stages=self.attention_stages,
             dilated_head=self.dilated_head,
             attention_bias=self.attention_bias,
             dropout=self.dropout,

@@ -17,6 +17,7 @@ class TASNNetwork(nn.Module):
       attention_backbone: of the attention net; its last map is what attention is read from.
       backbone: shared by part and master.
       num_classes: number of logits.
+      attention_stages: stages of the attention net's backbone that are run; 0 for all.
       dilated_head: whether the attention net ends with an `AttentionHead`.
       attention_bias: whether that head has biases.
       dropout: rate on the pooled features of part and master.
@@ -25,6 +26,7 @@ class TASNNetwork(nn.Module):
     attention_backbone: nn.Module
     backbone: nn.Module
     num_classes: int
+    attention_stages: int = 0
     dilated_head: bool = True
     attention_bias: bool = False
     dropout: float = 0.0
@@ -50,7 +52,8 @@ class TASNNetwork(nn.Module):
         Returns:
           Its logits, and the feature map that attention is read from.
         """
-        features = self.attention_backbone(x, train=train)[-1]
+        stop = self.attention_stages or None
+        features = self.attention_backbone(x, train=train, stop=stop)[-1]
         if self.dilated_head:
             features = self.attention_head(features)
         return self.attention_classifier(features, train=train), features

@@ -58,6 +58,7 @@ def load_pretrained(
     backbone: str = "backbone",
     head: str | None = "head",
     reinit_head: bool = False,
+    truncated: bool = False,
     skip: Sequence[str] = (),
 ) -> tuple[dict[str, Any], PretrainedReport]:
     """Lays the tensors of a weights file over initialised variables.
@@ -73,6 +74,7 @@ def load_pretrained(
       head: path of the `LinearHead`; None: there is none, and the file's classifier is unused.
       reinit_head: keep the head as it was initialised, whatever the file's number of classes;
         needed for published VGGs, whose classifier of three layers is not the head's.
+      truncated: the network may end before the file's: tensors that nothing wants are unused.
       skip: regular expressions; a variable whose PyTorch name contains one is kept as initialised,
         and such a tensor of the file is unused.
 
@@ -94,6 +96,7 @@ def load_pretrained(
             names=torch_names(variables, family=name, backbone=backbone, head=head),
             rules=rules,
             skip=(*skip, *without_head),
+            optional="" if truncated else rules.optional,
         )
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
@@ -137,6 +140,7 @@ def _overlay(
     names: Mapping[str, Path],
     rules: Family,
     skip: Sequence[str],
+    optional: str,
 ) -> tuple[dict[str, Any], tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """The variables with the arrays in their places, and the names loaded, kept and unused."""
     try:
@@ -149,7 +153,7 @@ def _overlay(
     unused = tuple(
         name
         for name in arrays
-        if skipped.search(name) or (name not in wanted and re.search(rules.optional, name))
+        if skipped.search(name) or (name not in wanted and re.search(optional, name))
     )
     offered = {name: array for name, array in arrays.items() if name not in unused}
     _check(offered, wanted, flat, classifier=rules.classifier)

@@ -203,6 +203,16 @@ def test_the_box_gets_the_pixels(batch, variables):
         make_method(sampling="box").predict(variables, without)
 
 
+def test_the_attention_net_may_end_early(batch, variables):
+    early = make_method(attention_stages=1)
+    made = jax.jit(early.init)(jax.random.key(0), batch)
+    assert set(made["params"]["attention_backbone"]) == {"stem"}
+    assert set(made["params"]["backbone"]) == {"stem", "stage1"}
+    # The stem keeps 8 x 8 cells, the stage after it halves them.
+    for method, values, cells in ((early, made, 8), (make_method(), variables, 4)):
+        assert run_predict(method, values, batch)["attention"].shape[1:] == (cells, cells)
+
+
 def test_presets(batch):
     with pytest.raises(UserError, match="no preset 'referense'; did you mean 'reference'"):
         tasn_preset("referense")
@@ -227,6 +237,7 @@ def test_presets(batch):
         ({"dropout": 1.0}, r"dropout is 1.0; expected it in \[0, 1\)"),
         ({"sampling": "unifrom"}, "sampling is 'unifrom'; did you mean 'uniform'"),
         ({"grid": "dense"}, "grid is 'dense'; expected one of half_pixel, reference"),
+        ({"attention_stages": 3}, r"attention_stages is 3; expected 0 \(all\) to 2"),
         ({"attention_backbone": {"width": 3}}, "attention_backbone is .*; expected a key 'name'"),
     ],
 )

@@ -261,6 +261,27 @@ def test_skipped_tensors_are_kept_and_unused(resnet_file, tmp_path):
         load_pretrained(target, path, skip=["("])
 
 
+def test_a_network_may_end_before_that_of_the_file(resnet_file):
+    path, arrays = resnet_file
+    full = drawn("resnet", seed=1)
+    short = {
+        name: {"backbone": {k: v for k, v in tree["backbone"].items() if k != "stage4"}}
+        for name, tree in full.items()
+    }
+    with pytest.raises(UserError, match="unexpected: layer4"):
+        load_pretrained(short, path, head=None, family="resnet")
+    loaded, report = load_pretrained(short, path, head=None, family="resnet", truncated=True)
+    expected = drawn("resnet")
+    for name, tree in loaded.items():
+        for stage, values in tree["backbone"].items():
+            assert_same(values, expected[name]["backbone"][stage])
+    assert set(report.loaded) | set(report.unused) == set(arrays)
+    assert all(name.startswith(("layer4.", "fc.")) for name in report.unused)
+    short["params"]["backbone"]["stage9"] = {"kernel": jnp.zeros(1)}
+    with pytest.raises(UserError):
+        load_pretrained(short, path, head=None, family="resnet", truncated=True)
+
+
 def test_counters_and_ranges_that_no_variable_wants_are_left_out(tmp_path):
     counters = {"bn1.num_batches_tracked": np.array(3)}
     arrays = to_torch_state_dict(drawn("resnet")) | counters

@@ -15,6 +15,13 @@ TITLES = {
     "plain": "MobileNetV2 fine-tuned, 128 x 128",
 }
 FROZEN_STAGES = 4
+HEADS = (
+    "attention_head",
+    "attention_classifier",
+    "part_classifier",
+    "master_classifier",
+    "auxiliary_classifier",
+)
 
 
 def get_config(variant="attention"):
@@ -35,11 +42,7 @@ def get_config(variant="attention"):
         "out_size": 128,
     }
     plain = variant == "plain"
-    heads = (
-        "head"
-        if plain
-        else "(part_classifier|master_classifier|auxiliary_classifier|attention_classifier|attention_head)"
-    )
+    heads = ("head",) if plain else HEADS
     frozen = f"^(attention_)?backbone/stage[0-{FROZEN_STAGES - 1}]/"
     controls = ("tasn_cub50:uniform", "tasn_cub50:plain") if variant == "attention" else ()
     return small_cub(
@@ -47,7 +50,7 @@ def get_config(variant="attention"):
         image_size=128 if plain else 256,
         rules=(
             {"pattern": frozen, "frozen": True},
-            {"pattern": f"^{heads}/", "learning_rate_scale": 10.0},
+            {"pattern": f"^({'|'.join(heads)})/", "learning_rate_scale": 10.0},
         ),
         every_steps=100,
         report={"title": TITLES[variant], "controls": controls},

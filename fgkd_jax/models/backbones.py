@@ -14,6 +14,9 @@ from fgkd_jax.models.resnet import ResNet
 from fgkd_jax.models.stages import Backbone
 from fgkd_jax.models.vgg import VGG
 
+# On images of 32 x 32: maps of 32, 32, 16 and 8 pixels.
+_cifar_resnet = partial(ResNet, width=16, stem="small", strides=(1, 2, 2), dilations=(1, 1, 1))
+
 BACKBONES: dict[str, Callable[..., Backbone]] = {
     "resnet18": partial(ResNet, stage_sizes=(2, 2, 2, 2)),
     "resnet34": partial(ResNet, stage_sizes=(3, 4, 6, 3)),
@@ -23,6 +26,10 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
     "resnet_narrow": partial(
         ResNet, stage_sizes=(1, 1, 1, 1), width=16, stem="small", zero_init_residual=True
     ),
+    "cifar_resnet20": partial(_cifar_resnet, stage_sizes=(3, 3, 3)),
+    "cifar_resnet32": partial(_cifar_resnet, stage_sizes=(5, 5, 5)),
+    "cifar_resnet56": partial(_cifar_resnet, stage_sizes=(9, 9, 9)),
+    "cifar_resnet110": partial(_cifar_resnet, stage_sizes=(12, 12, 12), bottleneck=True),
     "mobilenet_v2": MobileNetV2,
     "vgg16": partial(VGG, stage_sizes=(2, 2, 3, 3, 3)),
     "vgg16_bn": partial(VGG, stage_sizes=(2, 2, 3, 3, 3), batch_norm=True),

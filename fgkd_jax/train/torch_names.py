@@ -4,11 +4,13 @@ A family of networks has one pure function from the place of a module in our var
 in PyTorch; everything else (which tensors a file must hold, in which shape, and the export) is
 derived from it and from the variables at hand. Supported are torchvision's ResNets, MobileNetV2
 and VGGs (timm's `resnet*` without a deep stem and the convolutions of its `vgg*` have the same
-names), MobileNetV2 also with folded norms and the activation ranges of a quantised network.
+names), MobileNetV2 also with folded norms and the activation ranges of a quantised network, and
+the ResNets for CIFAR of the same names, whatever they call their classifier.
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +33,9 @@ LEAVES = {
 }
 """PyTorch's names of our variables, whatever the module."""
 
+
+HEADS = ("fc", "linear", "classifier")
+"""What PyTorch's networks for CIFAR call their linear classifier."""
 
 MOBILENET_V2_SUMS = (3, 5, 6, 8, 9, 10, 12, 13, 15, 16)
 """The blocks of MobileNetV2 that end in a residual sum."""
@@ -142,6 +147,15 @@ def _unchanged(arrays: Arrays) -> Arrays:
     return arrays
 
 
+def _head_renamed(arrays: Arrays, *, head: str) -> Arrays:
+    """The linear classifier under the name `head`, whichever of `HEADS` the file has for it."""
+    others = [name for name in HEADS if f"{name}.weight" in arrays]
+    if f"{head}.weight" in arrays or len(others) != 1:
+        return arrays
+    pattern = re.compile(rf"^{others[0]}\.(?=(weight|bias)$)")
+    return {pattern.sub(f"{head}.", name): array for name, array in arrays.items()}
+
+
 def _split_sums(arrays: Arrays) -> Arrays:
     """Gives each row of `add.out_range` (the ranges of all residual sums) a name of its own."""
     if "add.out_range" not in arrays:
@@ -155,7 +169,13 @@ def _split_sums(arrays: Arrays) -> Arrays:
 
 
 FAMILIES: dict[str, Family] = {
-    "resnet": Family(resnet_name, "fc", r"^fc\.", r"num_batches_tracked$", _unchanged),
+    "resnet": Family(
+        resnet_name,
+        head="fc",
+        classifier=r"^fc\.",
+        optional=r"num_batches_tracked$",
+        prepare=partial(_head_renamed, head="fc"),
+    ),
     "mobilenet_v2": Family(
         mobilenet_v2_name,
         head="classifier.1",

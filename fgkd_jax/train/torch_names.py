@@ -90,6 +90,32 @@ def resnet_name(path: Path) -> str | None:
     return f"layer{stage}.{block}.{module}"
 
 
+def wide_resnet_name(path: Path) -> str | None:
+    """The name of a module of `WideResNet` in the PyTorch networks of MCL.
+
+    Args:
+      path: of the module within the backbone.
+
+    Returns:
+      Its name, None where there is no such module.
+
+    Example:
+      >>> wide_resnet_name(("stage2", "block0", "shortcut"))
+      'block2.layer.0.convShortcut'
+    """
+    joined = "/".join(path)
+    if joined == "stem/conv":
+        return "conv1"
+    if re.fullmatch(r"stage\d+/norm", joined):
+        return "bn1"
+    match = re.fullmatch(r"stage(\d+)/block(\d+)/(conv\d|norm\d|shortcut)", joined)
+    if match is None:
+        return None
+    stage, block, layer = match.groups()
+    layer = "convShortcut" if layer == "shortcut" else layer.replace("norm", "bn")
+    return f"block{stage}.layer.{block}.{layer}"
+
+
 def mobilenet_v2_name(path: Path) -> str | None:
     """The torchvision name of a module of `MobileNetV2`.
 
@@ -171,6 +197,13 @@ def _split_sums(arrays: Arrays) -> Arrays:
 FAMILIES: dict[str, Family] = {
     "resnet": Family(
         resnet_name,
+        head="fc",
+        classifier=r"^fc\.",
+        optional=r"num_batches_tracked$",
+        prepare=partial(_head_renamed, head="fc"),
+    ),
+    "wide_resnet": Family(
+        wide_resnet_name,
         head="fc",
         classifier=r"^fc\.",
         optional=r"num_batches_tracked$",

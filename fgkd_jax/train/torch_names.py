@@ -2,8 +2,8 @@
 
 A family of networks has one pure function from the place of a module in our variables to its name
 in PyTorch; everything else (which tensors a file must hold, in which shape, and the export) is
-derived from it and from the variables at hand. Supported are torchvision's ResNets, MobileNetV2
-and VGGs (timm's `resnet*` without a deep stem and the convolutions of its `vgg*` have the same
+derived from it and from the variables at hand. Supported are torchvision's ResNets, ShuffleNetV2,
+MobileNetV2 and VGGs (timm's `resnet*` without a deep stem and the convolutions of its `vgg*` have the same
 names), MobileNetV2 also with folded norms and the activation ranges of a quantised network, and
 the ResNets for CIFAR of the same names, whatever they call their classifier.
 """
@@ -33,6 +33,15 @@ LEAVES = {
 }
 """PyTorch's names of our variables, whatever the module."""
 
+
+SHUFFLENET_V2_LAYERS = {
+    "side_depthwise": (1, 0),
+    "side_project": (1, 2),
+    "expand": (2, 0),
+    "depthwise": (2, 3),
+    "project": (2, 5),
+}
+"""Branch and place in it of the convolutions of a ShuffleNetV2's block; its norm is the next."""
 
 HEADS = ("fc", "linear", "classifier")
 """What PyTorch's networks for CIFAR call their linear classifier."""
@@ -114,6 +123,34 @@ def wide_resnet_name(path: Path) -> str | None:
     stage, block, layer = match.groups()
     layer = "convShortcut" if layer == "shortcut" else layer.replace("norm", "bn")
     return f"block{stage}.layer.{block}.{layer}"
+
+
+def shufflenet_v2_name(path: Path) -> str | None:
+    """The torchvision name of a module of `ShuffleNetV2`.
+
+    Args:
+      path: of the module within the backbone.
+
+    Returns:
+      Its name, None where torchvision has no such module.
+
+    Example:
+      >>> shufflenet_v2_name(("stage1", "block0", "depthwise", "norm"))
+      'stage2.0.branch2.4'
+    """
+    match = re.fullmatch(
+        r"(?:stem|stage\d+/last|stage(\d+)/block(\d+)/(\w+))/(conv|norm)", "/".join(path)
+    )
+    if match is None:
+        return None
+    stage, block, layer, kind = match.groups()
+    second = int(kind == "norm")
+    if stage is None:
+        return f"conv{1 if path[0] == 'stem' else 5}.{second}"
+    if layer not in SHUFFLENET_V2_LAYERS:
+        return None
+    branch, position = SHUFFLENET_V2_LAYERS[layer]
+    return f"stage{int(stage) + 1}.{block}.branch{branch}.{position + second}"
 
 
 def mobilenet_v2_name(path: Path) -> str | None:
@@ -204,6 +241,13 @@ FAMILIES: dict[str, Family] = {
     ),
     "wide_resnet": Family(
         wide_resnet_name,
+        head="fc",
+        classifier=r"^fc\.",
+        optional=r"num_batches_tracked$",
+        prepare=partial(_head_renamed, head="fc"),
+    ),
+    "shufflenet_v2": Family(
+        shufflenet_v2_name,
         head="fc",
         classifier=r"^fc\.",
         optional=r"num_batches_tracked$",

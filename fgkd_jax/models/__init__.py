@@ -6,5 +6,7 @@ from fgkd_jax.models.heads import LinearHead
 from fgkd_jax.models.mobilenet_v2 import MobileNetV2
 from fgkd_jax.models.normalization import BatchNorm
 from fgkd_jax.models.resnet import ResNet
+from fgkd_jax.models.shufflenet_v2 import ShuffleNetV2
 from fgkd_jax.models.stages import Backbone
 from fgkd_jax.models.vgg import VGG
+from fgkd_jax.models.wide_resnet import WideResNet

@@ -11,8 +11,13 @@ import jax.numpy as jnp
 from fgkd_jax.errors import UserError, nearest
 from fgkd_jax.models.mobilenet_v2 import MobileNetV2
 from fgkd_jax.models.resnet import ResNet
+from fgkd_jax.models.shufflenet_v2 import ShuffleNetV2
 from fgkd_jax.models.stages import Backbone
 from fgkd_jax.models.vgg import VGG
+from fgkd_jax.models.wide_resnet import WideResNet
+
+# On images of 32 x 32: maps of 32, 32, 16 and 8 pixels.
+_cifar_resnet = partial(ResNet, width=16, stem="small", strides=(1, 2, 2), dilations=(1, 1, 1))
 
 BACKBONES: dict[str, Callable[..., Backbone]] = {
     "resnet18": partial(ResNet, stage_sizes=(2, 2, 2, 2)),
@@ -23,6 +28,17 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
     "resnet_narrow": partial(
         ResNet, stage_sizes=(1, 1, 1, 1), width=16, stem="small", zero_init_residual=True
     ),
+    "cifar_resnet20": partial(_cifar_resnet, stage_sizes=(3, 3, 3)),
+    "cifar_resnet32": partial(_cifar_resnet, stage_sizes=(5, 5, 5)),
+    "cifar_resnet56": partial(_cifar_resnet, stage_sizes=(9, 9, 9)),
+    "cifar_resnet110": partial(_cifar_resnet, stage_sizes=(12, 12, 12), bottleneck=True),
+    "wrn_16_2": partial(WideResNet, stage_sizes=(2, 2, 2), widening=2),
+    "wrn_40_2": partial(WideResNet, stage_sizes=(6, 6, 6), widening=2),
+    "wrn_28_4": partial(WideResNet, stage_sizes=(4, 4, 4), widening=4),
+    "shufflenet_v2_x0_5": partial(ShuffleNetV2, channels=(48, 96, 192)),
+    "shufflenet_v2_x1_0": ShuffleNetV2,
+    "cifar_shufflenet_v2_x0_5": partial(ShuffleNetV2, channels=(48, 96, 192), stem="small"),
+    "cifar_shufflenet_v2_x1_0": partial(ShuffleNetV2, stem="small"),
     "mobilenet_v2": MobileNetV2,
     "vgg16": partial(VGG, stage_sizes=(2, 2, 3, 3, 3)),
     "vgg16_bn": partial(VGG, stage_sizes=(2, 2, 3, 3, 3), batch_norm=True),
@@ -36,8 +52,8 @@ def make_backbone(name: str, **options: Any) -> Backbone:
 
     Args:
       name: a key of `BACKBONES`.
-      **options: fields of its class (`ResNet`, `MobileNetV2`, `VGG`) that shall differ from the
-        named network; lists become tuples, dtypes may be given by name.
+      **options: fields of its class (`ResNet`, `WideResNet`, `ShuffleNetV2`, `MobileNetV2`, `VGG`)
+        that shall differ from the named network; lists become tuples, dtypes may be given by name.
 
     Returns:
       The module, without variables.

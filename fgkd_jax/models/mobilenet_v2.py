@@ -20,10 +20,9 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from fgkd_jax.errors import UserError, nearest
+from fgkd_jax.models.convolution import DepthwiseConv, he_normal_fan_out
 from fgkd_jax.models.normalization import BatchNorm
-from fgkd_jax.models.resnet import he_normal_fan_out
 from fgkd_jax.models.stages import Backbone, check_at_least, maybe_remat
-from fgkd_jax.ops.depthwise import depthwise_conv
 from fgkd_jax.typing import Array, Float
 
 # Per stage: (expansion, channels, blocks, stride of the first block).
@@ -245,43 +244,6 @@ class ConvNorm(nn.Module):
         if self.activation:
             x = nn.relu6(x)
         return _clamped(self, "out_range", x) if self.clamp else x
-
-
-class DepthwiseConv(nn.Module):
-    """A convolution with one kernel per channel.
-
-    Attributes:
-      size: side of the kernel.
-      strides: steps (down, right).
-      padding: as `ops.depthwise_conv` takes it.
-      use_bias: add a bias per channel.
-      dtype: of the computation.
-    """
-
-    size: int
-    strides: tuple[int, int]
-    padding: Any
-    use_bias: bool
-    dtype: DTypeLike
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b oh ow c"]:
-        """The features of x."""
-        shape = (self.size, self.size, x.shape[-1])
-        # He's variance for size^2 connections; the references divide by the channels too, which
-        # the batch norm behind it undoes.
-        init = nn.initializers.normal((2.0 / self.size**2) ** 0.5)
-        kernel = self.param("kernel", init, shape, jnp.float32)
-        x = depthwise_conv(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            strides=self.strides,
-            padding=self.padding,
-        )
-        if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, shape[2:], jnp.float32)
-            x = x + bias.astype(self.dtype).reshape(1, 1, 1, -1)
-        return x
 
 
 def _clamped(module: nn.Module, name: str, x: Array) -> Array:

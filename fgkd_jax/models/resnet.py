@@ -1,7 +1,8 @@
 """Residual networks with torchvision's semantics, and narrow ones for small images.
 
 Source: He et al., "Deep residual learning for image recognition", CVPR 2016; the stride of a
-bottleneck sits in its 3x3 convolution ("v1.5"), as in torchvision.
+bottleneck sits in its 3x3 convolution ("v1.5"), as in torchvision. Those of 6n + 2 layers for CIFAR
+(section 4.2 there) have three stages of n basic blocks; with bottlenecks, 9n + 2 layers.
 """
 
 from functools import partial
@@ -9,15 +10,12 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.typing import DTypeLike
 
 from fgkd_jax.errors import UserError, nearest
+from fgkd_jax.models.convolution import square_conv
 from fgkd_jax.models.normalization import BatchNorm
 from fgkd_jax.models.stages import Backbone, check_at_least, maybe_remat
 from fgkd_jax.typing import Array, Float
-
-# He's initialiser over outgoing connections, untruncated as in the references.
-he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 EXPANSION = 4
 """Channels a bottleneck puts out, over those of its 3x3 convolution."""
@@ -40,6 +38,11 @@ class ResNet(Backbone):
       dilations: of the 3x3 convolutions of each stage. The convolution with the stage's stride
         takes the dilation of the stage before, as in torchvision: so giving up a stride of 2 and
         doubling the dilations from that stage on keeps the values at every other position.
+      shortcut: of the blocks that change the shape. "projection": a 1x1 convolution with the stride
+        and a batch norm (the paper's option B); "zero_pad": every stride-th row and column, and
+        zeros for the new channels, half of them (rounded down) in front and half behind (option A,
+        without parameters; the paper does not say where the zeros go, published weights have them
+        so).
       zero_init_residual: start the scale of each block's last batch norm at 0, so that every block
         starts as the identity.
     """
@@ -50,6 +53,7 @@ class ResNet(Backbone):
     stem: str = "imagenet"
     strides: tuple[int, ...] = (1, 2, 2, 2)
     dilations: tuple[int, ...] = (1, 1, 1, 1)
+    shortcut: str = "projection"
     zero_init_residual: bool = False
 
     def __post_init__(self) -> None:
@@ -61,10 +65,13 @@ class ResNet(Backbone):
                 raise UserError(
                     f"ResNet: {name}={values}; expected {max(1, count)} numbers, each at least 1"
                 )
-        if self.stem not in ("imagenet", "small"):
-            raise UserError(
-                f"ResNet: stem={self.stem!r}{nearest(self.stem, ('imagenet', 'small'))}"
-            )
+        for name, valid in (
+            ("stem", ("imagenet", "small")),
+            ("shortcut", ("projection", "zero_pad")),
+        ):
+            value = getattr(self, name)
+            if value not in valid:
+                raise UserError(f"ResNet: {name}={value!r}{nearest(value, valid)}")
         check_at_least("ResNet", 1, {"width": self.width})
         super().__post_init__()
 
@@ -90,6 +97,7 @@ class ResNet(Backbone):
             stride=self.strides[index - 1],
             entry_dilation=before,
             dilation=self.dilations[index - 1],
+            zero_pad=self.shortcut == "zero_pad",
             last_scale_init=(
                 nn.initializers.zeros if self.zero_init_residual else nn.initializers.ones
             ),
@@ -115,9 +123,9 @@ class Stem(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b oh ow co"]:
         """The features of x."""
         if self.small:
-            x = _conv(self.features, 3, name="conv", dtype=x.dtype)(x)
+            x = square_conv(self.features, 3, name="conv", dtype=x.dtype)(x)
         else:
-            x = _conv(self.features, 7, stride=2, name="conv", dtype=x.dtype)(x)
+            x = square_conv(self.features, 7, stride=2, name="conv", dtype=x.dtype)(x)
         x = nn.relu(self.norm(name="norm")(x, train=train))
         if self.small:
             return x
@@ -134,6 +142,7 @@ class Stage(nn.Module):
       stride: of the first block.
       entry_dilation: of the convolution that carries the stride.
       dilation: of all other 3x3 convolutions.
+      zero_pad: of the blocks.
       last_scale_init: initialiser of the scale of each block's last batch norm.
       norm: makes a batch norm.
     """
@@ -144,6 +153,7 @@ class Stage(nn.Module):
     stride: int
     entry_dilation: int
     dilation: int
+    zero_pad: bool
     last_scale_init: Any
     norm: Any
 
@@ -156,6 +166,7 @@ class Stage(nn.Module):
                 stride=self.stride if index == 0 else 1,
                 entry_dilation=self.entry_dilation if index == 0 else self.dilation,
                 dilation=self.dilation,
+                zero_pad=self.zero_pad,
                 last_scale_init=self.last_scale_init,
                 norm=self.norm,
                 name=f"block{index}",
@@ -171,6 +182,7 @@ class BasicBlock(nn.Module):
       stride: of the first convolution.
       entry_dilation: of the first convolution.
       dilation: of the second.
+      zero_pad: shortcuts without parameters where the shape changes.
       last_scale_init: initialiser of the last batch norm's scale.
       norm: makes a batch norm.
     """
@@ -179,18 +191,20 @@ class BasicBlock(nn.Module):
     stride: int
     entry_dilation: int
     dilation: int
+    zero_pad: bool
     last_scale_init: Any
     norm: Any
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b oh ow co"]:
         """The features of x."""
-        conv = partial(_conv, self.features, 3, dtype=x.dtype)
+        conv = partial(square_conv, self.features, 3, dtype=x.dtype)
         y = conv(stride=self.stride, dilation=self.entry_dilation, name="conv1")(x)
         y = nn.relu(self.norm(name="norm1")(y, train=train))
         y = conv(dilation=self.dilation, name="conv2")(y)
         y = self.norm(name="norm2", scale_init=self.last_scale_init)(y, train=train)
-        return nn.relu(y + _shortcut(x, y.shape[-1], self.stride, self.norm, train))
+        shortcut = _padded if self.zero_pad else partial(_projected, norm=self.norm, train=train)
+        return nn.relu(y + shortcut(x, y.shape[-1], self.stride))
 
 
 class Bottleneck(nn.Module):
@@ -201,6 +215,7 @@ class Bottleneck(nn.Module):
       stride: of the 3x3 convolution.
       entry_dilation: of the 3x3 convolution.
       dilation: unused; there is one 3x3 convolution.
+      zero_pad: shortcuts without parameters where the shape changes.
       last_scale_init: initialiser of the last batch norm's scale.
       norm: makes a batch norm.
     """
@@ -209,15 +224,16 @@ class Bottleneck(nn.Module):
     stride: int
     entry_dilation: int
     dilation: int
+    zero_pad: bool
     last_scale_init: Any
     norm: Any
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b oh ow co"]:
         """The features of x."""
-        y = _conv(self.features, 1, name="conv1", dtype=x.dtype)(x)
+        y = square_conv(self.features, 1, name="conv1", dtype=x.dtype)(x)
         y = nn.relu(self.norm(name="norm1")(y, train=train))
-        y = _conv(
+        y = square_conv(
             self.features,
             3,
             stride=self.stride,
@@ -226,33 +242,22 @@ class Bottleneck(nn.Module):
             dtype=x.dtype,
         )(y)
         y = nn.relu(self.norm(name="norm2")(y, train=train))
-        y = _conv(EXPANSION * self.features, 1, name="conv3", dtype=x.dtype)(y)
+        y = square_conv(EXPANSION * self.features, 1, name="conv3", dtype=x.dtype)(y)
         y = self.norm(name="norm3", scale_init=self.last_scale_init)(y, train=train)
-        return nn.relu(y + _shortcut(x, y.shape[-1], self.stride, self.norm, train))
+        shortcut = _padded if self.zero_pad else partial(_projected, norm=self.norm, train=train)
+        return nn.relu(y + shortcut(x, y.shape[-1], self.stride))
 
 
-def _shortcut(x: Array, features: int, stride: int, norm: Any, train: bool) -> Array:
+def _projected(x: Array, features: int, stride: int, *, norm: Any, train: bool) -> Array:
     """x, through a strided 1x1 convolution and a batch norm where the shape changes."""
     if stride == 1 and x.shape[-1] == features:
         return x
-    x = _conv(features, 1, stride=stride, name="shortcut_conv", dtype=x.dtype)(x)
+    x = square_conv(features, 1, stride=stride, name="shortcut_conv", dtype=x.dtype)(x)
     return norm(name="shortcut_norm")(x, train=train)
 
 
-def _conv(
-    features: int, size: int, *, name: str, dtype: DTypeLike, stride: int = 1, dilation: int = 1
-) -> nn.Conv:
-    """A square convolution without bias whose padding is PyTorch's: as much on every side."""
-    pad = dilation * (size // 2)
-    return nn.Conv(
-        features,
-        (size, size),
-        strides=(stride, stride),
-        kernel_dilation=(dilation, dilation),
-        padding=((pad, pad), (pad, pad)),
-        use_bias=False,
-        dtype=dtype,
-        param_dtype=jnp.float32,
-        kernel_init=he_normal_fan_out,
-        name=name,
-    )
+def _padded(x: Array, features: int, stride: int) -> Array:
+    """x at every stride-th position, with zeros for the channels that it lacks."""
+    lacking = features - x.shape[-1]
+    channels = (lacking // 2, lacking - lacking // 2)
+    return jnp.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), channels))

@@ -17,6 +17,13 @@ class Backbone(nn.Module):
     Stage 0 is the stem and every further one is one resolution (a backbone may end with a stage at
     the resolution of the one before); the last is the final feature map. Parameters are float32.
 
+    A backbone that is only ever run from `start=k` holds the variables of stages k and later alone,
+    and one run up to `stop=k` those before k. So a branch with parameters of its own (an auxiliary
+    classifier behind stage k - 1, or one of several networks on a shared trunk) is a further
+    backbone in the module, `backbone.clone()` or another call of `make_backbone`, run from
+    `start=k` on what stage k - 1 put out. It has the depth of the network, or another one where it
+    is made with other `stage_sizes`.
+
     Attributes:
       norm_groups: parts of the batch that batch norms normalise apart (`BatchNorm.groups`).
       frozen_norm: regular expression over the "/"-joined path of a batch norm; those that match

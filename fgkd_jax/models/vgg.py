@@ -20,8 +20,8 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from fgkd_jax.errors import UserError
+from fgkd_jax.models.convolution import he_normal_fan_out
 from fgkd_jax.models.normalization import BatchNorm
-from fgkd_jax.models.resnet import he_normal_fan_out
 from fgkd_jax.models.stages import Backbone, check_at_least, maybe_remat
 from fgkd_jax.typing import Array, Float
 

@@ -2,13 +2,15 @@
 
 A family of networks has one pure function from the place of a module in our variables to its name
 in PyTorch; everything else (which tensors a file must hold, in which shape, and the export) is
-derived from it and from the variables at hand. Supported are torchvision's ResNets, MobileNetV2
-and VGGs (timm's `resnet*` without a deep stem and the convolutions of its `vgg*` have the same
-names), MobileNetV2 also with folded norms and the activation ranges of a quantised network.
+derived from it and from the variables at hand. Supported are torchvision's ResNets, ShuffleNetV2,
+MobileNetV2 and VGGs (timm's `resnet*` without a deep stem and the convolutions of its `vgg*` have the same
+names), MobileNetV2 also with folded norms and the activation ranges of a quantised network, and
+the ResNets for CIFAR of the same names, whatever they call their classifier.
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +33,18 @@ LEAVES = {
 }
 """PyTorch's names of our variables, whatever the module."""
 
+
+SHUFFLENET_V2_LAYERS = {
+    "side_depthwise": (1, 0),
+    "side_project": (1, 2),
+    "expand": (2, 0),
+    "depthwise": (2, 3),
+    "project": (2, 5),
+}
+"""Branch and place in it of the convolutions of a ShuffleNetV2's block; its norm is the next."""
+
+HEADS = ("fc", "linear", "classifier")
+"""What PyTorch's networks for CIFAR call their linear classifier."""
 
 MOBILENET_V2_SUMS = (3, 5, 6, 8, 9, 10, 12, 13, 15, 16)
 """The blocks of MobileNetV2 that end in a residual sum."""
@@ -83,6 +97,60 @@ def resnet_name(path: Path) -> str | None:
     else:
         module = f"conv{conv}" if conv else f"bn{norm}"
     return f"layer{stage}.{block}.{module}"
+
+
+def wide_resnet_name(path: Path) -> str | None:
+    """The name of a module of `WideResNet` in the PyTorch networks of MCL.
+
+    Args:
+      path: of the module within the backbone.
+
+    Returns:
+      Its name, None where there is no such module.
+
+    Example:
+      >>> wide_resnet_name(("stage2", "block0", "shortcut"))
+      'block2.layer.0.convShortcut'
+    """
+    joined = "/".join(path)
+    if joined == "stem/conv":
+        return "conv1"
+    if re.fullmatch(r"stage\d+/norm", joined):
+        return "bn1"
+    match = re.fullmatch(r"stage(\d+)/block(\d+)/(conv\d|norm\d|shortcut)", joined)
+    if match is None:
+        return None
+    stage, block, layer = match.groups()
+    layer = "convShortcut" if layer == "shortcut" else layer.replace("norm", "bn")
+    return f"block{stage}.layer.{block}.{layer}"
+
+
+def shufflenet_v2_name(path: Path) -> str | None:
+    """The torchvision name of a module of `ShuffleNetV2`.
+
+    Args:
+      path: of the module within the backbone.
+
+    Returns:
+      Its name, None where torchvision has no such module.
+
+    Example:
+      >>> shufflenet_v2_name(("stage1", "block0", "depthwise", "norm"))
+      'stage2.0.branch2.4'
+    """
+    match = re.fullmatch(
+        r"(?:stem|stage\d+/last|stage(\d+)/block(\d+)/(\w+))/(conv|norm)", "/".join(path)
+    )
+    if match is None:
+        return None
+    stage, block, layer, kind = match.groups()
+    second = int(kind == "norm")
+    if stage is None:
+        return f"conv{1 if path[0] == 'stem' else 5}.{second}"
+    if layer not in SHUFFLENET_V2_LAYERS:
+        return None
+    branch, position = SHUFFLENET_V2_LAYERS[layer]
+    return f"stage{int(stage) + 1}.{block}.branch{branch}.{position + second}"
 
 
 def mobilenet_v2_name(path: Path) -> str | None:
@@ -142,6 +210,15 @@ def _unchanged(arrays: Arrays) -> Arrays:
     return arrays
 
 
+def _head_renamed(arrays: Arrays, *, head: str) -> Arrays:
+    """The linear classifier under the name `head`, whichever of `HEADS` the file has for it."""
+    others = [name for name in HEADS if f"{name}.weight" in arrays]
+    if f"{head}.weight" in arrays or len(others) != 1:
+        return arrays
+    pattern = re.compile(rf"^{others[0]}\.(?=(weight|bias)$)")
+    return {pattern.sub(f"{head}.", name): array for name, array in arrays.items()}
+
+
 def _split_sums(arrays: Arrays) -> Arrays:
     """Gives each row of `add.out_range` (the ranges of all residual sums) a name of its own."""
     if "add.out_range" not in arrays:
@@ -155,7 +232,27 @@ def _split_sums(arrays: Arrays) -> Arrays:
 
 
 FAMILIES: dict[str, Family] = {
-    "resnet": Family(resnet_name, "fc", r"^fc\.", r"num_batches_tracked$", _unchanged),
+    "resnet": Family(
+        resnet_name,
+        head="fc",
+        classifier=r"^fc\.",
+        optional=r"num_batches_tracked$",
+        prepare=partial(_head_renamed, head="fc"),
+    ),
+    "wide_resnet": Family(
+        wide_resnet_name,
+        head="fc",
+        classifier=r"^fc\.",
+        optional=r"num_batches_tracked$",
+        prepare=partial(_head_renamed, head="fc"),
+    ),
+    "shufflenet_v2": Family(
+        shufflenet_v2_name,
+        head="fc",
+        classifier=r"^fc\.",
+        optional=r"num_batches_tracked$",
+        prepare=partial(_head_renamed, head="fc"),
+    ),
     "mobilenet_v2": Family(
         mobilenet_v2_name,
         head="classifier.1",

@@ -11,7 +11,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
 from fgkd_jax.errors import UserError
-from fgkd_jax.models.backbones import make_backbone
+from fgkd_jax.models.backbones import feature_shapes, make_backbone
 from fgkd_jax.models.heads import LinearHead
 from fgkd_jax.train.pretrained import load_pretrained, to_torch_state_dict
 
@@ -28,7 +28,7 @@ class Net(nn.Module):
         return self.head(self.backbone(x, train=train)[-1], train=train)
 
 
-def torch_resnet(torch, *, sizes, bottleneck, width):
+def torch_resnet(torch, *, sizes, bottleneck, width, small=False, zero_pad=False):
     """A ResNet in PyTorch whose modules are called as torchvision calls them."""
     conv = functools.partial(torch.nn.Conv2d, bias=False)
     relu = torch.nn.functional.relu
@@ -47,10 +47,18 @@ def torch_resnet(torch, *, sizes, bottleneck, width):
                 setattr(self, f"conv{n}", conv(ci, co, size, stride=step, padding=size // 2))
                 setattr(self, f"bn{n}", torch.nn.BatchNorm2d(co))
             self.downsample = None
-            if stride > 1 or inputs != outputs:
+            if zero_pad:  # written out on NCHW: zero maps before and behind the given ones
+                self.zeros, self.stride = (outputs - inputs) // 2, stride
+                self.downsample = self.pad
+            elif stride > 1 or inputs != outputs:
                 self.downsample = torch.nn.Sequential(
                     conv(inputs, outputs, 1, stride=stride), torch.nn.BatchNorm2d(outputs)
                 )
+
+        def pad(self, x):
+            x = x[..., :: self.stride, :: self.stride]
+            zeros = torch.zeros(len(x), self.zeros, *x.shape[2:])
+            return torch.cat([zeros, x, zeros], dim=1)
 
         def forward(self, x):
             y = x
@@ -62,7 +70,8 @@ def torch_resnet(torch, *, sizes, bottleneck, width):
     class Network(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.conv1 = conv(3, width, 7, stride=2, padding=3)
+            stem = {"kernel_size": 3, "padding": 1} if small else {"kernel_size": 7, "padding": 3}
+            self.conv1 = conv(3, width, stride=1 if small else 2, **stem)
             self.bn1 = torch.nn.BatchNorm2d(width)
             inputs = width
             for stage, blocks in enumerate(sizes):
@@ -75,7 +84,8 @@ def torch_resnet(torch, *, sizes, bottleneck, width):
             self.fc = torch.nn.Linear(inputs, CLASSES)
 
         def forward(self, x):
-            x = torch.nn.functional.max_pool2d(relu(self.bn1(self.conv1(x))), 3, 2, 1)
+            x = relu(self.bn1(self.conv1(x)))
+            x = x if small else torch.nn.functional.max_pool2d(x, 3, 2, 1)
             for stage in range(len(sizes)):
                 x = getattr(self, f"layer{stage + 1}")(x)
             return self.fc(x.mean((2, 3)))
@@ -98,10 +108,12 @@ def perturb_norms(torch, network):
                     tensor.uniform_(low, high, generator=generator)
 
 
-NETWORKS = {
-    "resnet18": ("resnet18", (2, 2, 2, 2), False, 8),
-    "resnet50": ("resnet50", (3, 4, 6, 3), True, 4),
-    "short bottlenecks": ("resnet50", (1, 2, 1, 1), True, 4),
+NETWORKS = {  # backbone, sizes, bottleneck, width, more of the torch network's options
+    "resnet18": ("resnet18", (2, 2, 2, 2), False, 8, {}),
+    "resnet50": ("resnet50", (3, 4, 6, 3), True, 4, {}),
+    "short bottlenecks": ("resnet50", (1, 2, 1, 1), True, 4, {}),
+    "cifar bottlenecks": ("cifar_resnet110", (2, 1, 2), True, 4, {"small": True}),
+    "zero_pad": ("cifar_resnet20", (1, 2, 1), False, 4, {"small": True, "zero_pad": True}),
 }
 
 
@@ -112,13 +124,15 @@ def converted(tmp_path_factory):
 
     @functools.cache
     def make(case):
-        name, sizes, bottleneck, width = NETWORKS[case]
+        name, sizes, bottleneck, width, more = NETWORKS[case]
         torch.manual_seed(0)
-        theirs = torch_resnet(torch, sizes=sizes, bottleneck=bottleneck, width=width)
+        theirs = torch_resnet(torch, sizes=sizes, bottleneck=bottleneck, width=width, **more)
         perturb_norms(torch, theirs)
         path = tmp_path_factory.mktemp("weights") / f"{case}.pth"
         torch.save({"state_dict": theirs.state_dict(), "epoch": 3}, path)
-        ours = Net(make_backbone(name, stage_sizes=sizes, width=width), LinearHead(CLASSES))
+        options = {"shortcut": "zero_pad"} if "zero_pad" in more else {}
+        backbone = make_backbone(name, stage_sizes=sizes, width=width, **options)
+        ours = Net(backbone, LinearHead(CLASSES))
         shapes = jax.eval_shape(
             lambda: ours.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False)
         )
@@ -136,7 +150,7 @@ def batch(size=64, examples=4):
     return jnp.asarray(x), np.arange(examples) % CLASSES
 
 
-@pytest.mark.parametrize(("case", "size"), [("resnet18", 57), ("resnet50", 64)])
+@pytest.mark.parametrize(("case", "size"), [("resnet18", 57), ("resnet50", 64), ("zero_pad", 17)])
 def test_converted_weights_give_pytorchs_logits(converted, case, size):
     torch, theirs, ours, variables = converted(case)
     x, _ = batch(size)
@@ -147,10 +161,13 @@ def test_converted_weights_give_pytorchs_logits(converted, case, size):
     np.testing.assert_allclose(out, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("case", ["resnet18", "short bottlenecks"])
-def test_two_training_steps_are_pytorchs(converted, case):
+@pytest.mark.parametrize(
+    ("case", "size"),
+    [("resnet18", 64), ("short bottlenecks", 64), ("cifar bottlenecks", 15), ("zero_pad", 16)],
+)
+def test_two_training_steps_are_pytorchs(converted, case, size):
     torch, theirs, ours, variables = converted(case)
-    x, label = batch()
+    x, label = batch(size)
     theirs.train()
     optimizer = torch.optim.SGD(theirs.parameters(), lr=0.05)
     for _ in range(2):
@@ -193,13 +210,48 @@ PARAMETERS = {
 }
 
 
+# Of the networks for CIFAR-10, in millions: the paper's table 6, whose shortcuts hold none.
+MILLIONS = {
+    "cifar_resnet20": 0.27,
+    "cifar_resnet32": 0.46,
+    "cifar_resnet56": 0.85,
+}
+
+
+def count(net, size=32):
+    image = jnp.zeros((1, size, size, 3))
+    shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), image, train=True))
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+
+
+@pytest.mark.parametrize("name", MILLIONS)
+def test_the_networks_for_cifar_have_the_published_number_of_parameters(name):
+    plain = Net(make_backbone(name, shortcut="zero_pad"), LinearHead(10))
+    assert round(count(plain) / 1e6, 2) == MILLIONS[name]
+    # Two projections: 16 to 32 and 32 to 64 channels, each with a norm.
+    projected = Net(make_backbone(name), LinearHead(10))
+    assert count(projected) - count(plain) == 16 * 32 + 2 * 32 + 32 * 64 + 2 * 64
+
+
+def test_the_paper_has_a_cifar_network_of_110_layers_with_basic_blocks_too():
+    basic = make_backbone(
+        "cifar_resnet110", stage_sizes=(18, 18, 18), bottleneck=False, shortcut="zero_pad"
+    )
+    assert round(count(Net(basic, LinearHead(10))) / 1e6, 1) == 1.7
+
+
+def test_the_networks_for_cifar_have_their_shapes():
+    for name, widths in (("cifar_resnet32", (16, 32, 64)), ("cifar_resnet110", (64, 128, 256))):
+        first, second, third = widths
+        assert feature_shapes(make_backbone(name), (32, 32)) == (
+            *((32, 32, 16), (32, 32, first)),
+            *((16, 16, second), (8, 8, third)),
+        )
+
+
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_full_sizes_have_the_known_number_of_parameters(name):
-    net = Net(make_backbone(name), LinearHead(1000))
-    shapes = jax.eval_shape(
-        lambda: net.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=True)
-    )
-    assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == PARAMETERS[name]
+    assert count(Net(make_backbone(name), LinearHead(1000)), size=64) == PARAMETERS[name]
 
 
 TINY = {"stage_sizes": (1, 1, 1), "strides": (1, 2, 2), "dilations": (1, 1, 1), "width": 4}
@@ -337,6 +389,7 @@ def test_a_zero_residual_starts_as_the_identity():
         ({"dilations": (1, 0, 1)}, "each at least 1"),
         ({"width": 0}, "width=0; expected at least 1"),
         ({"stem": "smal"}, "stem='smal'; did you mean 'small'"),
+        ({"shortcut": "zero"}, "shortcut='zero'; did you mean 'zero_pad'"),
         ({"norm_groups": 0}, "norm_groups=0"),
         ({"frozen_norm": "("}, "frozen_norm='\\(' is not a regular expression"),
         ({"dtype": "int32"}, "dtype=int32; expected a floating type"),

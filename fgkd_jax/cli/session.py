@@ -197,7 +197,9 @@ def open_run(experiment: Experiment, *, dataset: Dataset) -> Run:
         raise UserError(f"report.split is '{split}'{nearest(split, info.splits)}")
     method = method_for(experiment, dataset)
     train = experiment.train
-    evaluator = EVALUATORS[method.task](dataset.info, experiment.data.extra_keys)
+    evaluator = EVALUATORS[method.task](
+        dataset.info, experiment.data.extra_keys, getattr(method, "num_networks", 1)
+    )
     asked = (*experiment.report.figures, experiment.checkpoint.best_metric)
     for name in asked:
         if name not in evaluator.figures:

@@ -1,24 +1,29 @@
 """Evaluators: counts on the device, figures on the host.
 
 `EVALUATORS` maps a method's task to a function that makes the evaluator which reads its
-predictions: `make(info, extra_keys)`, `info` describing the data set (`num_classes`, `groupings`,
-`separating_parts`) and `extra_keys` naming the annotations that batches carry.
+predictions: `make(info, extra_keys, networks)`, `info` describing the data set (`num_classes`,
+`groupings`, `separating_parts`), `extra_keys` naming the annotations that batches carry, and
+`networks` counting the networks that a method trains together.
 """
 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from fgkd_jax.evaluation.classification import ClassificationEvaluator, label_rank
+from fgkd_jax.evaluation.mutual import MutualEvaluator
 from fgkd_jax.evaluation.sampling import SamplingEvaluator, share_inside
 from fgkd_jax.protocols import Evaluator
 
 
-def _classification(info: Any, extra_keys: Collection[str]) -> ClassificationEvaluator:
-    del extra_keys
+def _classification(
+    info: Any, extra_keys: Collection[str], networks: int = 1
+) -> ClassificationEvaluator:
+    del extra_keys, networks
     return ClassificationEvaluator(num_classes=info.num_classes, groupings=info.groupings)
 
 
-def _sampling(info: Any, extra_keys: Collection[str]) -> SamplingEvaluator:
+def _sampling(info: Any, extra_keys: Collection[str], networks: int) -> SamplingEvaluator:
+    del networks
     return SamplingEvaluator(
         classification=_classification(info, extra_keys),
         with_boxes="bbox" in extra_keys,
@@ -26,14 +31,20 @@ def _sampling(info: Any, extra_keys: Collection[str]) -> SamplingEvaluator:
     )
 
 
-EVALUATORS: Mapping[str, Callable[[Any, Collection[str]], Evaluator]] = {
+def _mutual(info: Any, extra_keys: Collection[str], networks: int) -> MutualEvaluator:
+    return MutualEvaluator(_classification(info, extra_keys), networks=networks)
+
+
+EVALUATORS: Mapping[str, Callable[[Any, Collection[str], int], Evaluator]] = {
     "classification": _classification,
     "sampled_classification": _sampling,
+    "mutual_classification": _mutual,
 }
 
 __all__ = [
     "EVALUATORS",
     "ClassificationEvaluator",
+    "MutualEvaluator",
     "SamplingEvaluator",
     "label_rank",
     "share_inside",

@@ -1,9 +1,10 @@
 """The methods, one file each. `METHODS` is the only place that lists them."""
 
 from fgkd_jax.methods.classifier import Classifier
+from fgkd_jax.methods.mcl import MCL
 from fgkd_jax.methods.tasn import TASN
 
-METHODS = {"classifier": Classifier, "tasn": TASN}
+METHODS = {"classifier": Classifier, "mcl": MCL, "tasn": TASN}
 """Methods by the name that a config gives as `method.name`."""
 
-__all__ = ["METHODS", "TASN", "Classifier"]
+__all__ = ["MCL", "METHODS", "TASN", "Classifier"]

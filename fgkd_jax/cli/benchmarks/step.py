@@ -24,7 +24,7 @@ from fgkd_jax.typing import Batch
 CLASSES = 100
 """Classes of a config that takes their number from its data set, which is not opened here."""
 
-TASKS = ("classification", "sampled_classification")
+TASKS = ("classification", "sampled_classification", "mutual_classification")
 AGAINST: dict[str, dict[str, Any]] = {
     **{name: {"layout": layout} for name, layout in torch_models.LAYOUTS.items()},
     "torch_compile": {"layout": "contiguous_format", "compiled": True},
@@ -110,7 +110,9 @@ def make_trainer(experiment: Experiment) -> Trainer:
     spec = image_spec(experiment.data, batch_size=experiment.train.batch_size)
     run = Run(
         method=method,
-        evaluator=EVALUATORS[method.task](_classes(method.num_classes), ()),
+        evaluator=EVALUATORS[method.task](
+            _classes(method.num_classes), (), getattr(method, "num_networks", 1)
+        ),
         feed=RandomImages(random_batch(spec, num_classes=method.num_classes)),
         spec=spec,
         mesh=make_mesh(experiment.mesh),

@@ -75,6 +75,10 @@ def finished(config, tmp_path_factory):
         ("--config.method.backbone.widht=7", "option 'widht'; did you mean 'width'?"),
         ("--config.optim.warmup_steps=12", "train.steps is 12 and optim.warmup_steps 12"),
         ("--config.features.views=2", "features.views is 2, but the method has no frozen stages"),
+        (
+            "--config.data.images_per_class=3",
+            "images_per_class is 3; expected a divisor of batch_size, which is 16",
+        ),
         ("--config.optim.rules=({'pattern': 'haed', 'frozen': True},)", "haed"),
     ],
 )

@@ -1,5 +1,6 @@
 """Losses: arrays in, per-example arrays out, in nats."""
 
+from fgkd_jax.losses.adversarial import feature_discrimination, feature_imitation
 from fgkd_jax.losses.classification import cross_entropy, smooth_labels
 from fgkd_jax.losses.contrastive import (
     MutualContrastive,
@@ -14,4 +15,11 @@ from fgkd_jax.losses.contrastive_bank import (
     moco_mutual_contrastive,
     update_bank,
 )
-from fgkd_jax.losses.distillation import soft_target_cross_entropy
+from fgkd_jax.losses.distillation import (
+    AggregatedTask,
+    aggregated_task,
+    ensemble_distillation,
+    knowledge_distillation,
+    mutual_learning,
+    soft_target_cross_entropy,
+)

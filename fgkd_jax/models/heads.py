@@ -1,8 +1,11 @@
-"""What sits on a backbone: the linear classifier."""
+"""What sits on a backbone: the linear classifier, the projection to embeddings."""
+
+from functools import partial
 
 import jax.numpy as jnp
 from flax import linen as nn
 
+from fgkd_jax.losses.contrastive import normalize_embeddings
 from fgkd_jax.typing import Array, Float
 
 # Uniform in +-1/sqrt(inputs), as PyTorch initialises a linear layer; biases start at 0.
@@ -39,3 +42,32 @@ class LinearHead(nn.Module):
         return nn.Dense(self.num_classes, dtype=jnp.float32, kernel_init=linear_init, name="dense")(
             pooled
         )
+
+
+class ProjectionHead(nn.Module):
+    """Two linear layers to an embedding of length one, in at least float32.
+
+    z = v / |v|, v = W2 relu(W1 x + bias1) + bias2, both layers of the width of the embedding.
+
+    As Yang et al., AAAI 2022, released it; there, the norm has no eps.
+
+    Attributes:
+      features: dimensions of the embedding.
+    """
+
+    features: int = 128
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b _"]) -> Float[Array, "b d"]:
+        """Embeds pooled features.
+
+        Args:
+          x: one feature vector per example.
+
+        Returns:
+          Embeddings of length one, of at least float32.
+        """
+        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        dense = partial(nn.Dense, self.features, dtype=dtype, kernel_init=linear_init)
+        x = nn.relu(dense(name="dense1")(x))
+        return normalize_embeddings(dense(name="dense2")(x))

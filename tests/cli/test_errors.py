@@ -90,6 +90,14 @@ def test_a_wrong_option_is_told_in_one_line(config, tmp_path, capsys, override, 
     assert not (tmp_path / "run").exists()
 
 
+def test_stored_features_cannot_come_in_groups(config, tmp_path, capsys):
+    overrides = ("method.frozen_stages=2", "method.brightness=0", "features.views=2")
+    given = [f"--config.{one}" for one in (*overrides, "data.images_per_class=2")]
+    line = one_line(capsys, train(config, tmp_path / "run", *given))
+    assert "data.images_per_class is 2, but stored features are shuffled; expected 0" in line
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

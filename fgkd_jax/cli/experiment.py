@@ -105,6 +105,11 @@ class Experiment:
                 f"features.views is {self.features.views}, but the method has no frozen stages; "
                 "expected method.frozen_stages of at least 1"
             )
+        if self.data.images_per_class:
+            raise UserError(
+                f"data.images_per_class is {self.data.images_per_class}, but stored features are "
+                "shuffled; expected 0 with features.views"
+            )
         for name in ("brightness", "contrast", "saturation"):
             if getattr(self.method, name, 0):
                 raise UserError(

@@ -15,6 +15,7 @@ from fgkd_jax.cli.experiment import Experiment
 from fgkd_jax.cli.feature_cache import cached_feed
 from fgkd_jax.cli.workdir import CHECKPOINT_FOLDER, LEFT_OUT_FILE, read_json, write_json
 from fgkd_jax.data.base import Dataset
+from fgkd_jax.data.class_groups import class_groups
 from fgkd_jax.data.options import DataOptions
 from fgkd_jax.data.pipeline import (
     BatchIterator,
@@ -318,6 +319,26 @@ def open_data(experiment: Experiment) -> Dataset:
     """
     options = experiment.data
     return with_validation(open_dataset(options.dataset, data_dir=options.data_dir), options)
+
+
+def check_batches(experiment: Experiment, dataset: Dataset) -> None:
+    """Raises before a run begins where its batches cannot be made.
+
+    Args:
+      experiment: the experiment.
+      dataset: its data set.
+
+    Raises:
+      UserError: the training images cannot be grouped by class as the options ask.
+    """
+    if experiment.data.images_per_class:
+        class_groups(
+            dataset.source("train"),
+            dataset.info,
+            batch_size=experiment.train.batch_size,
+            images_per_class=experiment.data.images_per_class,
+            seed=experiment.seed,
+        )
 
 
 def open_checkpoints(

@@ -93,6 +93,7 @@ def run_experiment(experiment: Any, *, workdir: str) -> dict[str, Any]:
     started = time.monotonic()
     folder.check(workdir, experiment)
     dataset = session.open_data(experiment)
+    session.check_batches(experiment, dataset)
     trainer = Trainer(session.open_run(experiment, dataset=dataset))
     initial = trainer.initial_state()
     images = trainer.run.feed

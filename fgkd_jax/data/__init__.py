@@ -27,6 +27,9 @@ Classification:
 the last batch is filled up, and where an image that cannot be read is skipped
 (`on_corrupt="skip"`); such a row has id -1 and everything else 0.
 
+Training batches are shuffled, or come in groups of images of one class
+(`DataOptions.images_per_class`).
+
 On demand (`DataOptions.extra_keys`), where the data set has them:
 
 | extra key | key in the batch | type and shape | values |

@@ -4,13 +4,14 @@ Nothing about an iterator is saved but the step. Batch s of a training run is a 
 set, options, batch size, seed, s): the same, bit for bit and in order, whatever the number of
 processes, threads and workers. Process p of P delivers rows [p b, (p + 1) b) of it, b = batch size
 / P. An epoch's order depends on (seed, epoch), the draws for an example on (seed, position in the
-endless stream of examples) alone.
+endless stream of examples) alone. With `images_per_class` the order is that of `class_groups`.
 
 With `num_workers` the work is done in other processes, which are *spawned*: a script that uses them
 needs `if __name__ == "__main__":`.
 """
 
 import functools
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from absl import flags, logging
 
 from fgkd_jax.data import transforms
 from fgkd_jax.data.base import CorruptImageError, Dataset, DatasetInfo, Example, Source
+from fgkd_jax.data.class_groups import ClassGroups, class_groups
 from fgkd_jax.data.holdout import holdout
 from fgkd_jax.data.images import configure_opencv, decode
 from fgkd_jax.data.options import DataOptions, check_value, eval_transform, train_transform
@@ -94,6 +96,13 @@ def train_iterator(
     `on_corrupt="skip"` an image that cannot be read is replaced by the next one of the source that
     can be.
 
+    With `images_per_class` m > 0, rows [m i, m (i + 1)) of the global batch are of one class. Its
+    batch_size / m groups are of different classes where there are as many, and otherwise of every
+    class equally often, to within one. Classes come equally often, whatever their size, and within
+    a class images do (`class_groups` has the details). Any part of the batch that begins and ends
+    between groups, a process's share or one of the `groups` of a loss, holds for each of its images
+    the others of its group. An image that cannot be read is replaced by one of the same class.
+
     Args:
       dataset: has a `train` split.
       options: geometry, validation split, threads.
@@ -107,7 +116,8 @@ def train_iterator(
       An iterator over this process's rows of the batches, whose `mask` is True throughout.
 
     Raises:
-      UserError: an argument is out of range, an image cannot be read or a label is out of range.
+      UserError: an argument is out of range, an image cannot be read or a label is out of range;
+        `images_per_class` does not divide `batch_size`, or a class has images, but fewer.
     """
     import grain
 
@@ -118,8 +128,16 @@ def train_iterator(
     source = dataset.source("train")
     if not len(source):
         raise UserError(f"{dataset.info.name}: the split 'train' is empty")
-    load = _Loader(source, dataset.info, options, train_transform(options, dataset.info))
     stream = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(None)
+    groups = None
+    if options.images_per_class:
+        size = options.images_per_class
+        groups = class_groups(
+            source, dataset.info, batch_size=batch_size, images_per_class=size, seed=seed
+        )
+        stream = grain.MapDataset.range(sys.maxsize).seed(seed)
+    geometry = train_transform(options, dataset.info)
+    load = _Loader(source, dataset.info, options, geometry, groups)
     # Batches come before the slice, so that a process takes whole blocks of consecutive rows.
     batches = stream.random_map(load.train).batch(rows, drop_remainder=True, batch_fn=_collate)
     batches = batches[start_step * process_count + process_index :: process_count]
@@ -175,21 +193,35 @@ class _Loader:
     info: DatasetInfo
     options: DataOptions
     transform: transforms.Transform
+    groups: ClassGroups | None = None
 
-    def train(self, index: int, rng: np.random.Generator) -> Example:
-        """The example at an index, or the next one that can be read."""
+    def train(self, element: int, rng: np.random.Generator) -> Example:
+        """The example of an element of the stream, or the first to replace it that can be read."""
         corrupt: list[tuple[str, str]] = []
         try:
-            for step in range(len(self.source)):
+            for index in self._candidates(element):
                 try:
-                    row = self._load((index + step) % len(self.source), rng)
+                    row = self._load(index, rng)
                 except CorruptImageError as error:
                     self._note(error, corrupt)
                 else:
                     return {**row, "mask": True, _CORRUPT: corrupt}
-            raise UserError(f"{self.info.name}: no image of the split 'train' can be read")
+            raise UserError(f"{self.info.name}: no image of {self._whole(element)} can be read")
         except UserError as error:
             return {_ERROR: error}
+
+    def _candidates(self, element: int) -> Iterator[int]:
+        """Positions in the source, in the order in which they are tried."""
+        if self.groups:
+            return self.groups.candidates(element)
+        return ((element + step) % len(self.source) for step in range(len(self.source)))
+
+    def _whole(self, element: int) -> str:
+        """Names what `_candidates` are all of."""
+        if not self.groups:
+            return "the split 'train'"
+        label = self.groups.labels[next(self._candidates(element))]
+        return f"class {self.info.class_names[label]!r} in the split 'train'"
 
     def evaluate(self, position: int) -> Example:
         """The example at a position, or an empty row."""

@@ -97,12 +97,12 @@ def knowledge_distillation(
       UserError: the shapes differ or are not of rank 2, or `temperature` is not above 0.
 
     Source:
-      Hinton et al., "Distilling the knowledge in a neural network", 2015, section 2.
+      Hinton et al., "Distilling the knowledge in a neural network", 2015.
 
     Example:
       >>> student, teacher = jnp.array([[0.0, 0.0]]), jnp.array([[0.0, 4.0]])
       >>> knowledge_distillation(student, teacher, temperature=4.0).round(4)
-      Array([1.7752], dtype=float32)
+      Array([1.7751], dtype=float32)
     """
     _check_pair(student_logits, teacher_logits)
     _check_temperature(temperature)
@@ -131,15 +131,15 @@ def mutual_learning(
       UserError: the shape does not fit, or `temperature` is not above 0.
 
     Source:
-      Zhang et al., "Deep mutual learning", CVPR 2018: the mean over the n - 1 others of equation
-      10 (for two networks, equations 5 and 6), without the cross-entropy, and summed over the
-      networks. The paper updates one network after another, each with the newest predictions of
-      the others; here all are of the same step.
+      Zhang et al., "Deep mutual learning", CVPR 2018, its mimicry loss: for two networks KL(p_2 ||
+      p_1) and KL(p_1 || p_2), for n the mean over the n - 1 others; here summed over the networks.
+      The paper updates one network after another, each with the newest predictions of the others;
+      here all are of the same step.
 
     Example:
       >>> logits = jnp.array([[[0.0, 0.0]], [[0.0, 4.0]]])
       >>> mutual_learning(logits, temperature=4.0).round(4)
-      Array([3.6974], dtype=float32)
+      Array([3.6969], dtype=float32)
     """
     _check_networks(logits, least=2)
     _check_temperature(temperature)
@@ -176,7 +176,7 @@ def ensemble_distillation(
     Example:
       >>> logits = jnp.array([[[0.0, 0.0]], [[0.0, 4.0]]])
       >>> ensemble_distillation(logits, temperature=4.0).round(4)
-      Array([0.9421], dtype=float32)
+      Array([0.9321], dtype=float32)
     """
     _check_networks(logits, least=1)
     _check_temperature(temperature)

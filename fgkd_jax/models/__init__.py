@@ -1,12 +1,14 @@
 """Thin Linen modules: backbones, heads and normalisation."""
 
 from fgkd_jax.models.backbones import BACKBONES, feature_shapes, make_backbone
+from fgkd_jax.models.discriminator import FeatureDiscriminator
 from fgkd_jax.models.folding import merge_statistics, unfold_batch_norm
-from fgkd_jax.models.heads import LinearHead
+from fgkd_jax.models.heads import LinearHead, ProjectionHead
 from fgkd_jax.models.mobilenet_v2 import MobileNetV2
 from fgkd_jax.models.normalization import BatchNorm
 from fgkd_jax.models.resnet import ResNet
 from fgkd_jax.models.shufflenet_v2 import ShuffleNetV2
+from fgkd_jax.models.stage_matching import Aggregator, MatchNetwork
 from fgkd_jax.models.stages import Backbone
 from fgkd_jax.models.vgg import VGG
 from fgkd_jax.models.wide_resnet import WideResNet

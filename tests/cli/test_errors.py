@@ -75,6 +75,10 @@ def finished(config, tmp_path_factory):
         ("--config.method.backbone.widht=7", "option 'widht'; did you mean 'width'?"),
         ("--config.optim.warmup_steps=12", "train.steps is 12 and optim.warmup_steps 12"),
         ("--config.features.views=2", "features.views is 2, but the method has no frozen stages"),
+        (
+            "--config.data.images_per_class=3",
+            "images_per_class is 3; expected a divisor of batch_size, which is 16",
+        ),
         ("--config.optim.rules=({'pattern': 'haed', 'frozen': True},)", "haed"),
     ],
 )
@@ -83,6 +87,14 @@ def test_a_wrong_option_is_told_in_one_line(config, tmp_path, capsys, override, 
     assert line.startswith("fgkd: error: ")
     assert message in line
     # A folder is claimed only by a run that can start.
+    assert not (tmp_path / "run").exists()
+
+
+def test_stored_features_cannot_come_in_groups(config, tmp_path, capsys):
+    overrides = ("method.frozen_stages=2", "method.brightness=0", "features.views=2")
+    given = [f"--config.{one}" for one in (*overrides, "data.images_per_class=2")]
+    line = one_line(capsys, train(config, tmp_path / "run", *given))
+    assert "data.images_per_class is 2, but stored features are shuffled; expected 0" in line
     assert not (tmp_path / "run").exists()
 
 

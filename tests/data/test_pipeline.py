@@ -496,10 +496,14 @@ from fgkd_jax.errors import UserError
 
 def main():
     dataset = cub.inspect(sys.argv[1]).usable()
-    options = DataOptions(image_size=16, num_workers=2, read_threads=1, on_corrupt="skip")
-    training = train_iterator(dataset, options, batch_size=4, seed=1, start_step=2)
-    batches = [{k: np.array(v) for k, v in next(training).items()} for _ in range(3)]
-    training.close()
+    batches = []
+    for images in (0, 2):
+        options = DataOptions(
+            image_size=16, num_workers=2, read_threads=1, on_corrupt="skip", images_per_class=images
+        )
+        training = train_iterator(dataset, options, batch_size=4, seed=1, start_step=2)
+        batches += [{k: np.array(v) for k, v in next(training).items()} for _ in range(3)]
+        training.close()
     strict = DataOptions(image_size=16, num_workers=1, read_threads=1)
     try:
         list(eval_iterator(dataset, "test", strict, batch_size=3))
@@ -518,9 +522,11 @@ def test_worker_processes_give_the_same_batches_and_errors(cub_dir, birds, tmp_p
     broken = [birds.source(split)[1]["name"] for split in ("train", "test")]
     for name in broken:
         Path(name).write_bytes(b"broken")
-    options = DataOptions(image_size=16, on_corrupt="skip")
-    here = train_iterator(birds, options, batch_size=4, seed=1, start_step=2)
-    expected = take(here, 3)
+    expected = []
+    for images in (0, 2):
+        options = DataOptions(image_size=16, on_corrupt="skip", images_per_class=images)
+        here = train_iterator(birds, options, batch_size=4, seed=1, start_step=2)
+        expected += take(here, 3)
     script, result = tmp_path / "script.py", tmp_path / "result.pickle"
     script.write_text(SCRIPT)
     run = subprocess.run(

@@ -4,6 +4,7 @@ import io
 import pickle
 import subprocess
 import sys
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 from fgkd_jax.data import tfds_names
 from fgkd_jax.data.base import labels_and_ids
 from fgkd_jax.data.images import decode
+from fgkd_jax.data.pipeline import DataOptions, train_iterator
 from fgkd_jax.errors import UserError
 
 
@@ -132,6 +134,16 @@ def test_labels_and_ids_agree_with_the_examples(prepared):
         assert len(labels) == dataset.info.splits[split]
         ids += own.tolist()
     assert sorted(ids) == list(range(11))
+
+
+def test_its_images_can_be_grouped_by_class(prepared):
+    dataset = tfds_names.inspect("tiny_cars", prepared).usable()
+    options = DataOptions(image_size=8, images_per_class=2)
+    iterator = train_iterator(dataset, options, batch_size=6, seed=0)
+    for batch in islice(iterator, 4):
+        assert sorted(batch["label"].tolist()) == [0, 0, 1, 1, 2, 2]
+        assert len(set(batch["id"].tolist())) == 6
+    iterator.close()
 
 
 def test_a_source_is_small_and_opens_again_after_pickling(prepared):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fgkd_jax.errors import UserError, nearest
+from fgkd_jax.models.hcgnet import HCGNet
 from fgkd_jax.models.mobilenet_v2 import MobileNetV2
 from fgkd_jax.models.resnet import ResNet
 from fgkd_jax.models.shufflenet_v2 import ShuffleNetV2
@@ -39,6 +40,8 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
     "shufflenet_v2_x1_0": ShuffleNetV2,
     "cifar_shufflenet_v2_x0_5": partial(ShuffleNetV2, channels=(48, 96, 192), stem="small"),
     "cifar_shufflenet_v2_x1_0": partial(ShuffleNetV2, stem="small"),
+    "cifar_hcgnet_a1": partial(HCGNet, growth=(12, 24, 36)),
+    "cifar_hcgnet_a2": partial(HCGNet, growth=(24, 36, 64)),
     "mobilenet_v2": MobileNetV2,
     "vgg16": partial(VGG, stage_sizes=(2, 2, 3, 3, 3)),
     "vgg16_bn": partial(VGG, stage_sizes=(2, 2, 3, 3, 3), batch_norm=True),
@@ -52,8 +55,9 @@ def make_backbone(name: str, **options: Any) -> Backbone:
 
     Args:
       name: a key of `BACKBONES`.
-      **options: fields of its class (`ResNet`, `WideResNet`, `ShuffleNetV2`, `MobileNetV2`, `VGG`)
-        that shall differ from the named network; lists become tuples, dtypes may be given by name.
+      **options: fields of its class (`ResNet`, `WideResNet`, `ShuffleNetV2`, `HCGNet`,
+        `MobileNetV2`, `VGG`) that shall differ from the named network; lists become tuples, dtypes
+        may be given by name.
 
     Returns:
       The module, without variables.

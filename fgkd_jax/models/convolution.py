@@ -62,6 +62,7 @@ class DepthwiseConv(nn.Module):
       padding: as `ops.depthwise_conv` takes it.
       use_bias: add a bias per channel.
       dtype: of the computation.
+      dilation: rows and columns from one weight of the kernel to the next.
     """
 
     size: int
@@ -69,6 +70,7 @@ class DepthwiseConv(nn.Module):
     padding: Any
     use_bias: bool
     dtype: DTypeLike
+    dilation: int = 1
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b oh ow c"]:
@@ -83,6 +85,7 @@ class DepthwiseConv(nn.Module):
             kernel.astype(self.dtype),
             strides=self.strides,
             padding=self.padding,
+            dilation=(self.dilation, self.dilation),
         )
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, shape[2:], jnp.float32)

@@ -11,12 +11,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fgkd_jax.errors import UserError
+from fgkd_jax.train.torch_families import Arrays, Family, Path, family_rules
 from fgkd_jax.train.torch_names import (
-    Arrays,
-    Family,
-    Path,
     family_of,
-    family_rules,
     from_torch,
     to_torch,
     torch_names,

@@ -13,21 +13,24 @@ from fgkd_jax.ops import depthwise
 from fgkd_jax.ops.depthwise import depthwise_conv
 
 CASES = [
-    # strides, padding, (kh, kw), (h, w)
-    ((1, 1), "SAME", (3, 3), (5, 4)),
-    ((2, 2), "SAME", (3, 3), (6, 7)),
-    ((2, 2), ((1, 1), (1, 1)), (3, 3), (6, 7)),
-    ((1, 2), "VALID", (3, 1), (5, 6)),
-    ((3, 1), ((0, 2), (1, 0)), (2, 4), (5, 4)),
-    ((3, 3), "SAME", (2, 2), (7, 8)),
+    # strides, padding, (kh, kw), (h, w), dilation
+    ((1, 1), "SAME", (3, 3), (5, 4), (1, 1)),
+    ((2, 2), "SAME", (3, 3), (6, 7), (1, 1)),
+    ((2, 2), ((1, 1), (1, 1)), (3, 3), (6, 7), (1, 1)),
+    ((1, 2), "VALID", (3, 1), (5, 6), (1, 1)),
+    ((3, 1), ((0, 2), (1, 0)), (2, 4), (5, 4), (1, 1)),
+    ((3, 3), "SAME", (2, 2), (7, 8), (1, 1)),
+    ((1, 1), ((2, 2), (2, 2)), (3, 3), (5, 6), (2, 2)),
+    ((2, 3), "SAME", (3, 2), (8, 9), (2, 3)),
+    ((1, 2), "VALID", (2, 3), (6, 7), (3, 1)),
 ]
 LOWERINGS = {"cpu": depthwise._shifted, "default": depthwise._grouped}
 
 
-def oracle(x, kernel, strides, pads):
+def oracle(x, kernel, strides, pads, dilation=(1, 1)):
     """The definition, one output pixel after the other, in float64."""
+    kernel = spread(np.asarray(kernel, np.float64), dilation)
     x = np.pad(np.asarray(x, np.float64), ((0, 0), *pads, (0, 0)))
-    kernel = np.asarray(kernel, np.float64)
     kh, kw, _ = kernel.shape
     rows = [
         [
@@ -37,6 +40,15 @@ def oracle(x, kernel, strides, pads):
         for i in range(0, x.shape[1] - kh + 1, strides[0])
     ]
     return np.array(rows).transpose(2, 0, 1, 3)
+
+
+def spread(kernel, dilation):
+    """A kernel with the zeros between its weights that dilation stands for."""
+    kh, kw, channels = kernel.shape
+    dh, dw = dilation
+    wide = np.zeros(((kh - 1) * dh + 1, (kw - 1) * dw + 1, channels), kernel.dtype)
+    wide[::dh, ::dw] = kernel
+    return wide
 
 
 def same_pads(size, kernel, stride):
@@ -59,16 +71,16 @@ def inputs(size, kernel, channels=3, batch=2):
     )
 
 
-@pytest.mark.parametrize(("strides", "padding", "kernel_size", "size"), CASES)
-def test_both_lowerings_follow_the_definition(strides, padding, kernel_size, size):
+@pytest.mark.parametrize(("strides", "padding", "kernel_size", "size", "dilation"), CASES)
+def test_both_lowerings_follow_the_definition(strides, padding, kernel_size, size, dilation):
     x, kernel = inputs(size, kernel_size)
-    pads = explicit(padding, size, kernel_size, strides)
-    expected = oracle(x, kernel, strides, pads)
-    np.testing.assert_allclose(
-        depthwise_conv(x, kernel, strides=strides, padding=padding), expected, atol=1e-5
-    )
+    extent = spread(np.asarray(kernel), dilation).shape[:2]
+    pads = explicit(padding, size, extent, strides)
+    expected = oracle(x, kernel, strides, pads, dilation)
+    out = depthwise_conv(x, kernel, strides=strides, padding=padding, dilation=dilation)
+    np.testing.assert_allclose(out, expected, atol=1e-5)
     for lowering in LOWERINGS.values():
-        out = lowering(x, kernel, strides=strides, pads=pads)
+        out = lowering(x, kernel, strides=strides, pads=pads, dilation=dilation)
         assert out.shape == expected.shape
         np.testing.assert_allclose(out, expected, atol=1e-5)
 
@@ -157,6 +169,11 @@ def test_flipping_image_and_kernel_flips_the_result(data):
     [
         ((3, 3, 4), {}, r"shape \(1, 4, 4, 2\) and kernel \(3, 3, 4\)"),
         ((3, 3, 2), {"strides": (0, 1)}, r"strides \(0, 1\); expected at least 1"),
+        ((3, 3, 2), {"dilation": (1, 0)}, r"dilation \(1, 0\); expected at least 1"),
+        (
+            *((3, 3, 2), {"padding": "VALID", "dilation": (1, 2)}),
+            r"smaller than the kernel of shape \(3, 3, 2\) with dilation \(1, 2\)",
+        ),
         ((3, 3, 2), {"padding": "SAM"}, "padding 'SAM'; did you mean 'SAME'"),
         ((3, 3, 2), {"padding": ((-1, 1), (1, 1))}, "expected at least 0"),
         ((5, 5, 2), {"padding": "VALID"}, r"smaller than the kernel of shape \(5, 5, 2\)"),

@@ -18,14 +18,16 @@ from fgkd_jax.errors import UserError
 from fgkd_jax.models.backbones import BACKBONES, make_backbone
 from fgkd_jax.models.heads import LinearHead
 from fgkd_jax.train.pretrained import load_pretrained, to_torch_state_dict
-from fgkd_jax.train.torch_names import (
+from fgkd_jax.train.torch_families import (
     MOBILENET_V2_SUMS,
-    family_of,
+    hcgnet_name,
     mobilenet_v2_name,
     resnet_name,
-    torch_names,
+    shufflenet_v2_name,
     vgg_name,
+    wide_resnet_name,
 )
+from fgkd_jax.train.torch_names import family_of, torch_names
 from fgkd_jax.train.weight_files import file_sha256, load_arrays
 
 CLASSES = 5
@@ -35,6 +37,10 @@ NETWORKS = {
     "bottlenecks": ("resnet50", {"stage_sizes": (1, 1, 1, 1), "width": 4}),
     "mobilenet_v2": ("mobilenet_v2", {"width": 0.1}),
     "quantised": ("mobilenet_v2", {"width": 0.1, **QUANTISED}),
+    "zero_pad": ("cifar_resnet20", {"stage_sizes": (1, 2, 1), "width": 4, "shortcut": "zero_pad"}),
+    "wide_resnet": ("wrn_16_2", {"stage_sizes": (1, 2, 1), "width": 2}),
+    "shufflenet_v2": ("shufflenet_v2_x0_5", {"stage_sizes": (1, 2, 1), "channels": (4, 6, 8)}),
+    "hcgnet": ("cifar_hcgnet_a1", {"stage_sizes": (1, 2, 1), "growth": (4, 8, 4)}),
     "vgg": ("vgg16", {"width": 2}),
     "vgg with norms": ("vgg19_bn", {"width": 2, "stage_sizes": (1, 2, 1)}),
 }
@@ -106,10 +112,33 @@ def test_the_names_are_those_of_torchvision():
     assert mobilenet_v2_name(("stage4", "block17", "project", "norm")) == "features.17.conv.3"
     assert mobilenet_v2_name(("last", "norm")) == "features.18.1"
     assert mobilenet_v2_name(("stage9", "elsewhere")) is None
+    assert shufflenet_v2_name(("stem", "norm")) == "conv1.1"
+    assert shufflenet_v2_name(("stage3", "last", "conv")) == "conv5.0"
+    assert shufflenet_v2_name(("stage3", "block1", "project", "norm")) == "stage4.1.branch2.6"
+    assert shufflenet_v2_name(("stage1", "block0", "side_depthwise", "conv")) == (
+        "stage2.0.branch1.0"
+    )
+    assert shufflenet_v2_name(("stage1", "block0", "squeeze", "conv")) is None
     assert vgg_name(("stage4", "conv28")) == "features.28"
     assert vgg_name(("stage4", "norm41")) == "features.41"
     assert vgg_name(("stage4", "conv")) is None
     assert vgg_name(("stage4", "block1", "conv1")) is None
+
+
+def test_the_names_are_those_of_the_networks_of_mcl():
+    assert wide_resnet_name(("stem", "conv")) == "conv1"
+    assert wide_resnet_name(("stage3", "norm")) == "bn1"
+    assert wide_resnet_name(("stage3", "block5", "norm2")) == "block3.layer.5.bn2"
+    assert wide_resnet_name(("stage1", "block0", "conv1")) == "block1.layer.0.conv1"
+    assert wide_resnet_name(("stage1", "block0", "conv")) is None
+    assert hcgnet_name(("stem", "conv")) == "features.conv0"
+    assert hcgnet_name(("stage3", "norm")) == "features.norm5"
+    assert hcgnet_name(("stage2", "transition", "forget_norm")) == "features.Transition2.bn_forget"
+    assert hcgnet_name(("stage2", "module7", "large", "norm")) == (
+        "features.HybridBlock2.SMG8.conv_5x5.norm"
+    )
+    assert hcgnet_name(("stage2", "module7", "large")) is None
+    assert hcgnet_name(("stage2", "module7", "large", "score")) is None
 
 
 def test_the_residual_sums_are_those_of_the_network():

@@ -3,9 +3,8 @@
 from fgkd_jax.models.backbones import BACKBONES, feature_shapes, make_backbone
 from fgkd_jax.models.discriminator import FeatureDiscriminator
 from fgkd_jax.models.folding import merge_statistics, unfold_batch_norm
-from fgkd_jax.models.heads import LinearHead, ProjectionHead
 from fgkd_jax.models.hcgnet import HCGNet
-from fgkd_jax.models.heads import LinearHead
+from fgkd_jax.models.heads import LinearHead, ProjectionHead
 from fgkd_jax.models.mobilenet_v2 import MobileNetV2
 from fgkd_jax.models.normalization import BatchNorm
 from fgkd_jax.models.resnet import ResNet

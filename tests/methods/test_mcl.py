@@ -66,7 +66,7 @@ def variables(batch):
 def test_the_terms_are_the_losses_of_what_the_networks_say(batch, variables):
     method = make_method(mutual_learning_weight=0.7, ensemble_weight=0.3, icl_weight=0.2)
     terms, state, figures = run_loss(method, variables, batch)
-    images = method._normalize(batch["image"])
+    images = method.images(batch, jax.random.key(0), train=False)
     logits, embeddings = method.network.apply(variables, images, train=False)
     contrast = mutual_contrastive(embeddings, batch["label"])
     expected = {
@@ -114,7 +114,9 @@ def test_networks_are_independent_but_for_what_they_say(batch, variables):
 
     def alone(params):
         logits, _ = single.apply(
-            {**variables, "params": params}, method._normalize(batch["image"]), train=False
+            {**variables, "params": params},
+            method.images(batch, jax.random.key(0), train=False),
+            train=False,
         )
         return jnp.sum(cross_entropy(logits[0], batch["label"]))
 
@@ -150,7 +152,7 @@ def test_prediction_is_the_mean_of_probabilities(batch, variables):
     np.testing.assert_allclose(predicted["probabilities"], p, atol=1e-6)
     np.testing.assert_allclose(predicted["logits"], jnp.log(p), atol=1e-5)
     logits, _ = make_method().network.apply(
-        variables, make_method()._normalize(batch["image"]), train=False
+        variables, make_method().images(batch, jax.random.key(0), train=False), train=False
     )
     np.testing.assert_allclose(predicted["network_logits"], logits, atol=1e-4)
 

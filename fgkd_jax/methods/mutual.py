@@ -1,0 +1,227 @@
+"""What methods that train several networks together have in common."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from fgkd_jax.errors import UserError
+from fgkd_jax.losses.contrastive import MutualContrastive
+from fgkd_jax.models.backbones import backbone_from
+from fgkd_jax.ops.preprocess import IMAGENET_MEAN, IMAGENET_STD, color_jitter, normalize_image
+from fgkd_jax.protocols import LossTerm
+from fgkd_jax.typing import Array, Batch, Float, Int, Key
+
+
+@dataclasses.dataclass(frozen=True)
+class MutualOptions:
+    """Options of methods in which networks contrast their embeddings.
+
+    Attributes:
+      num_classes: number of classes; taken from the data set where None.
+      networks: `name` and options of each backbone, at least two, alike or not.
+      embedding_size: dimensions of the embeddings.
+      vcl_weight: weight of the contrast within each network.
+      icl_weight: weight of the contrast between networks.
+      soft_vcl_weight: weight of the distillation between the contrasts within.
+      soft_icl_weight: weight of the distillation between the contrasts to and fro.
+      temperature: of the contrasts.
+      soft_temperature: further temperature of their distillation.
+      contrast_groups: 1 contrasts over the global batch; g > 1 within each of g contiguous parts of
+        it, as many as devices for a contrast that stays on each.
+      logit_temperature: of the distillation of logits.
+      label_smoothing: share of the target spread evenly over all classes, in [0, 1).
+      image_mean: per channel, subtracted from images in 0..1.
+      image_std: per channel, divides after the mean is subtracted.
+      brightness: strength of the colour jitter on the device, 0 for none.
+      contrast: likewise.
+      saturation: likewise.
+    """
+
+    task: ClassVar[str] = "mutual_classification"
+
+    num_classes: int | None = None
+    networks: tuple[Mapping[str, Any], ...] = (
+        {"name": "cifar_resnet32"},
+        {"name": "cifar_resnet32"},
+    )
+    embedding_size: int = 128
+    vcl_weight: float = 0.1
+    icl_weight: float = 0.1
+    soft_vcl_weight: float = 1.0
+    soft_icl_weight: float = 1.0
+    temperature: float = 0.1
+    soft_temperature: float = 3.0
+    contrast_groups: int = 1
+    logit_temperature: float = 3.0
+    label_smoothing: float = 0.0
+    image_mean: tuple[float, float, float] = IMAGENET_MEAN
+    image_std: tuple[float, float, float] = IMAGENET_STD
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+
+    def __post_init__(self) -> None:
+        if len(self.networks) < 2:
+            raise UserError(
+                f"networks has {len(self.networks)} of them; expected at least two, which learn "
+                "from each other"
+            )
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"label_smoothing is {self.label_smoothing}; expected it in [0, 1)")
+        for name in ("temperature", "soft_temperature", "logit_temperature"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} is {getattr(self, name)}; expected a number above 0")
+        for name in ("embedding_size", "contrast_groups"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; expected at least 1")
+        _ = self.backbones  # a wrong name or option is told at once
+
+    @property
+    def num_networks(self) -> int:
+        """How many networks there are."""
+        return len(self.networks)
+
+    @property
+    def backbones(self) -> tuple[Any, ...]:
+        """The networks' backbones, without variables."""
+        return tuple(
+            backbone_from(options, owner=f"networks[{i}]")
+            for i, options in enumerate(self.networks)
+        )
+
+    @property
+    def contrast_weights(self) -> dict[str, float]:
+        """The weights of the terms of the contrast, by name."""
+        return {name: getattr(self, f"{name}_weight") for name in MutualContrastive._fields}
+
+    def frozen_parameters(self) -> tuple[str, ...]:
+        """Names no parameters: all are trained.
+
+        Returns:
+          Nothing.
+        """
+        return ()
+
+    def images(self, batch: Batch, key: Key[Array, ""], *, train: bool) -> Float[Array, "b h w 3"]:
+        """Normalises the images of a batch, in training after a change of colours.
+
+        Args:
+          batch: `image` uint8 [b, h, w, 3] and, in training, `id` int [b].
+          key: a typed PRNG key.
+          train: whether to change colours.
+
+        Returns:
+          What all networks see.
+        """
+        images = batch["image"]
+        if train:
+            images = color_jitter(
+                key,
+                images,
+                batch["id"],
+                brightness=self.brightness,
+                contrast=self.contrast,
+                saturation=self.saturation,
+            )
+        return normalize_image(images, mean=self.image_mean, std=self.image_std)
+
+    def contrast_terms(self, losses: MutualContrastive) -> dict[str, LossTerm]:
+        """Weighs the terms of a contrast, and leaves those of weight 0 out.
+
+        Args:
+          losses: each [b].
+
+        Returns:
+          Terms by name; none can be accumulated over micro-batches.
+        """
+        return {
+            name: loss_term(getattr(losses, name), weight=weight, accumulable=False)
+            for name, weight in self.contrast_weights.items()
+            if weight
+        }
+
+    def figures(
+        self, logits: Float[Array, "n b k"], batch: Batch
+    ) -> dict[str, tuple[Array, Array]]:
+        """Counts what the networks get right.
+
+        Args:
+          logits: of each network.
+          batch: `label` int [b] and `mask` bool [b].
+
+        Returns:
+          `accuracy` (mean over networks), `network<i>_accuracy` and, with contrast,
+          `with_positive`: the share of examples with another one of their class in the batch.
+        """
+        mask = batch["mask"].astype(jnp.float32)
+        right = (jnp.argmax(logits, axis=-1) == batch["label"][None]) * mask[None]
+        figures = {"accuracy": (jnp.mean(right, axis=0), mask)}
+        for i in range(self.num_networks):
+            figures[f"network{i}_accuracy"] = (right[i], mask)
+        if any(self.contrast_weights.values()):
+            alike = contrast_labels(batch).reshape(self.contrast_groups, -1)
+            count = jnp.sum(alike[:, :, None] == alike[:, None, :], axis=-1).reshape(-1)
+            figures["with_positive"] = ((count > 1) * mask, mask)
+        return figures
+
+
+def contrast_labels(batch: Batch) -> Int[Array, "b"]:
+    """The labels of a batch, those of masked examples being different from all others.
+
+    Args:
+      batch: `label` int [b], at least 0, and `mask` bool [b].
+
+    Returns:
+      Labels by which a masked example is nobody's positive.
+    """
+    return jnp.where(batch["mask"], batch["label"], -1 - jnp.arange(len(batch["label"])))
+
+
+def loss_term(
+    loss: Float[Array, "b"], *, weight: float = 1.0, accumulable: bool = True
+) -> LossTerm:
+    """Makes a term of a loss that every example counts once in.
+
+    Args:
+      loss: of each example.
+      weight: of the term.
+      accumulable: whether it takes each example by itself.
+
+    Returns:
+      The term.
+    """
+    return LossTerm(sum=loss, count=jnp.ones_like(loss), weight=weight, accumulable=accumulable)
+
+
+def masked(terms: Mapping[str, LossTerm], mask: Array) -> dict[str, LossTerm]:
+    """Leaves out the examples that do not count.
+
+    Args:
+      terms: by name, one entry per example.
+      mask: bool [b].
+
+    Returns:
+      The terms, with zeros for the examples where `mask` is False.
+    """
+    count = mask.astype(jnp.float32)
+    return {
+        name: dataclasses.replace(term, sum=jnp.where(mask, term.sum, 0.0), count=count)
+        for name, term in terms.items()
+    }
+
+
+def mean_prediction(logits: Float[Array, "n b k"]) -> dict[str, Array]:
+    """Puts the predictions of networks together.
+
+    Args:
+      logits: of each network.
+
+    Returns:
+      `network_logits`, as they are; `probabilities` [b, k], the mean over networks, and `logits`
+      [b, k], its logarithm.
+    """
+    mean = jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - jnp.log(float(len(logits)))
+    return {"network_logits": logits, "logits": mean, "probabilities": jnp.exp(mean)}

@@ -187,20 +187,20 @@ def drawn_birds(
             },
             "optim": {
                 "name": "adamw",
-                "learning_rate": 2e-3,
+                "learning_rate": 4e-3,
                 "schedule": "cosine",
-                "warmup_steps": 60,
+                "warmup_steps": 120,
                 "weight_decay": 1e-3,
                 "clip_norm": 5.0,
             },
             "train": {
                 "steps": steps,
-                "batch_size": 32,
+                "batch_size": 16,
                 "eval_batch_size": 96,
-                "log_every": 60,
-                "eval_every": 300,
+                "log_every": 120,
+                "eval_every": 600,
             },
-            "checkpoint": {"every_steps": 300, "best_metric": "accuracy"},
+            "checkpoint": {"every_steps": 600, "best_metric": "accuracy"},
             "report": dict(report),
         }
     )

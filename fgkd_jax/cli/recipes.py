@@ -276,11 +276,16 @@ MOBILENET: Mapping[str, Any] = {"name": "mobilenet_v2", "norm": "folded", "paddi
 
 
 def small_images(
-    dataset: str, *, mean: tuple[float, float, float], std: tuple[float, float, float]
+    name: str,
+    dataset: str,
+    *,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
 ) -> ConfigDict:
     """A ResNet-18 on CIFAR-10 or CIFAR-100, 200 epochs at batch 128.
 
     Args:
+      name: of the method.
       dataset: its name.
       mean: of the channels of its training images, in 0..1.
       std: likewise.
@@ -292,7 +297,7 @@ def small_images(
         {
             "seed": 0,
             "method": {
-                "name": "classifier",
+                "name": name,
                 "backbone": {"name": "resnet_narrow", "width": 64, "stage_sizes": (2, 2, 2, 2)},
                 "image_mean": mean,
                 "image_std": std,

@@ -9,4 +9,6 @@ from fgkd_jax.cli.recipes import small_images
 
 def get_config():
     """Returns the config."""
-    return small_images("cifar10", mean=(0.4914, 0.4822, 0.4465), std=(0.247, 0.2435, 0.2616))
+    return small_images(
+        "classifier", "cifar10", mean=(0.4914, 0.4822, 0.4465), std=(0.247, 0.2435, 0.2616)
+    )

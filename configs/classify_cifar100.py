@@ -9,4 +9,6 @@ from fgkd_jax.cli.recipes import small_images
 
 def get_config():
     """Returns the config."""
-    return small_images("cifar100", mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762))
+    return small_images(
+        "classifier", "cifar100", mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762)
+    )

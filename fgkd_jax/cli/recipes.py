@@ -187,20 +187,20 @@ def drawn_birds(
             },
             "optim": {
                 "name": "adamw",
-                "learning_rate": 2e-3,
+                "learning_rate": 4e-3,
                 "schedule": "cosine",
-                "warmup_steps": 60,
+                "warmup_steps": 120,
                 "weight_decay": 1e-3,
                 "clip_norm": 5.0,
             },
             "train": {
                 "steps": steps,
-                "batch_size": 32,
+                "batch_size": 16,
                 "eval_batch_size": 96,
-                "log_every": 60,
-                "eval_every": 300,
+                "log_every": 120,
+                "eval_every": 600,
             },
-            "checkpoint": {"every_steps": 300, "best_metric": "accuracy"},
+            "checkpoint": {"every_steps": 600, "best_metric": "accuracy"},
             "report": dict(report),
         }
     )
@@ -276,11 +276,16 @@ MOBILENET: Mapping[str, Any] = {"name": "mobilenet_v2", "norm": "folded", "paddi
 
 
 def small_images(
-    dataset: str, *, mean: tuple[float, float, float], std: tuple[float, float, float]
+    name: str,
+    dataset: str,
+    *,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
 ) -> ConfigDict:
     """A ResNet-18 on CIFAR-10 or CIFAR-100, 200 epochs at batch 128.
 
     Args:
+      name: of the method.
       dataset: its name.
       mean: of the channels of its training images, in 0..1.
       std: likewise.
@@ -292,7 +297,7 @@ def small_images(
         {
             "seed": 0,
             "method": {
-                "name": "classifier",
+                "name": name,
                 "backbone": {"name": "resnet_narrow", "width": 64, "stage_sizes": (2, 2, 2, 2)},
                 "image_mean": mean,
                 "image_std": std,

@@ -98,6 +98,38 @@ class Method(Protocol):
 
 
 @runtime_checkable
+class MetaMethod(Protocol):
+    """A method with a second step, on state of its own, that follows some of the main steps.
+
+    Attributes:
+      meta_every: main steps from one such step to the next; the first follows step 0. 0 takes none.
+    """
+
+    meta_every: int
+
+    def meta_step(
+        self,
+        variables: Variables,
+        batch: Batch,
+        key: Key[Array, ""],
+        *,
+        learning_rate: float | Array,
+    ) -> tuple[Variables, dict[str, Array]]:
+        """Computes new values of some collections of the model state.
+
+        Args:
+          variables: as `init` returns them, after the main step.
+          batch: the batch of the main step.
+          key: a typed PRNG key for this step.
+          learning_rate: of the main step.
+
+        Returns:
+          The collections that change, and scalars to log.
+        """
+        ...
+
+
+@runtime_checkable
 class Evaluator(Protocol):
     """Counts on the device, figures on the host: exact whatever the sharding and the padding."""
 

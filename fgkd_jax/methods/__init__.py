@@ -1,10 +1,11 @@
 """The methods, one file each. `METHODS` is the only place that lists them."""
 
 from fgkd_jax.methods.classifier import Classifier
+from fgkd_jax.methods.lmcl import LMCL
 from fgkd_jax.methods.mcl import MCL
 from fgkd_jax.methods.tasn import TASN
 
-METHODS = {"classifier": Classifier, "mcl": MCL, "tasn": TASN}
+METHODS = {"classifier": Classifier, "lmcl": LMCL, "mcl": MCL, "tasn": TASN}
 """Methods by the name that a config gives as `method.name`."""
 
-__all__ = ["MCL", "METHODS", "TASN", "Classifier"]
+__all__ = ["LMCL", "MCL", "METHODS", "TASN", "Classifier"]

@@ -78,9 +78,8 @@ class StagedNetworks(nn.Module):
             jnp.stack([head(one) for head, one in zip(heads, taps, strict=True)])
             for heads, taps in zip(self.projections, features, strict=True)
         ])  # fmt: skip
-        aggregated = jnp.stack([
-            mix(taps, one) for mix, taps, one in zip(self.aggregators, features, logits, strict=True)
-        ])  # fmt: skip
+        mixes = zip(self.aggregators, features, logits, strict=True)
+        aggregated = jnp.stack([mix(taps, one) for mix, taps, one in mixes])
         return StageOutputs(features, logits, embeddings, aggregated)
 
     def classify(self, x: Float[Array, "b h w 3"]) -> Float[Array, "n b k"]:

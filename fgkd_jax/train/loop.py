@@ -10,13 +10,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fgkd_jax.errors import NonFiniteError, UserError
-from fgkd_jax.protocols import Evaluator, Method
+from fgkd_jax.protocols import Evaluator, MetaMethod, Method
 from fgkd_jax.train import optim
 from fgkd_jax.train.checkpoint import Checkpointer
 from fgkd_jax.train.init import Overlay, abstract_variables, initial_state
 from fgkd_jax.train.sharding import batch_sharding, check_batch_size, put_batch, replicated
 from fgkd_jax.train.state import TrainState, abstract_like
-from fgkd_jax.train.step import make_eval_step, make_train_step
+from fgkd_jax.train.step import make_eval_step, make_meta_step, make_train_step
 from fgkd_jax.train.writers import MetricsWriter, Progress
 from fgkd_jax.typing import Batch
 
@@ -139,6 +139,8 @@ class Trainer:
     Attributes:
       run: the run.
       train_step: `(state, batch) -> (state, metrics)`; donates the state.
+      meta_step: likewise, the second step of a method that has one; else None.
+      meta_every: steps from one of these to the next.
     """
 
     def __init__(self, run: Run) -> None:
@@ -169,6 +171,15 @@ class Trainer:
         self.train_step = Counted(
             step, donate_argnums=0, in_shardings=(everywhere, split), out_shardings=everywhere
         )
+        self.meta_every = getattr(run.method, "meta_every", 0)
+        self.meta_step: Counted | None = None
+        if self.meta_every and isinstance(run.method, MetaMethod):
+            self.meta_step = Counted(
+                make_meta_step(run.method, self.learning_rate),
+                donate_argnums=0,
+                in_shardings=(everywhere, split),
+                out_shardings=everywhere,
+            )
         self.eval_step = Counted(
             make_eval_step(run.method, run.evaluator, ema=options.ema_decay > 0),
             in_shardings=(everywhere, everywhere, split),
@@ -234,6 +245,14 @@ class _Window:
         scalars = [name for name, value in fetched[0].items() if value.ndim == 0]
         scalars.remove("finite")
         return {name: float(np.mean([m[name] for m in fetched])) for name in scalars}
+
+
+def _finite_scalars(step: int, metrics: Mapping[str, jax.Array]) -> dict[str, float]:
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    for name, value in values.items():
+        if not np.isfinite(value):
+            raise NonFiniteError(f"step {step}: {name} is {value}; the run stops")
+    return values
 
 
 def _describe_non_finite(step: int, metrics: Mapping[str, np.ndarray], ids: np.ndarray) -> str:
@@ -333,8 +352,12 @@ def _steps(
     ) as progress:
         for step in range(start + 1, total + 1):
             batch = next(batches)
-            state, metrics = trainer.train_step(state, put_batch(batch, mesh=run.mesh))
+            placed = put_batch(batch, mesh=run.mesh)
+            state, metrics = trainer.train_step(state, placed)
             window.add(step, metrics, batch["id"])
+            if trainer.meta_step and (step - 1) % trainer.meta_every == 0:
+                state, metrics = trainer.meta_step(state, placed)
+                writer.write(step, _finite_scalars(step, metrics), split="meta")
             saves = step == total or step % checkpointer.options.every_steps == 0
             evaluates = step in evaluations
             if saves or evaluates or step % run.train.log_every == 0:

@@ -10,13 +10,15 @@ import optax
 from flax import struct
 
 from fgkd_jax.errors import UserError
-from fgkd_jax.protocols import Evaluator, LossTerm, Method, Metric
+from fgkd_jax.protocols import Evaluator, LossTerm, MetaMethod, Method, Metric
 from fgkd_jax.train.optim import ema_update
 from fgkd_jax.train.state import TrainState
 from fgkd_jax.typing import Array, Batch, Leaf, PyTree
 
 Metrics = dict[str, Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+_META = 1
+"""Folded into the key of a second step, so that it draws otherwise than the main one."""
 EvalStep = Callable[[TrainState, PyTree, Batch], PyTree]
 
 
@@ -97,6 +99,30 @@ def make_train_step(
             ema=ema,
         )
         return state, report.metrics(grads, params, model_state)
+
+    return step
+
+
+def make_meta_step(method: MetaMethod, schedule: optax.Schedule) -> TrainStep:
+    """Builds the second step of a method that has one.
+
+    Args:
+      method: supplies it.
+      schedule: learning rate by step.
+
+    Returns:
+      `(state, batch) -> (state, metrics)`, to be called with the state after a main step and that
+      step's batch; it counts as no step.
+    """
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        done = state.step - 1
+        key = jax.random.fold_in(jax.random.fold_in(state.key, done), _META)
+        changed, metrics = method.meta_step(
+            state.variables(), batch, key, learning_rate=schedule(done)
+        )
+        model_state = {**state.model_state, **changed}
+        return dataclasses.replace(state, model_state=model_state), metrics
 
     return step
 

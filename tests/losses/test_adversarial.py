@@ -48,11 +48,15 @@ def test_gradients_and_vmap():
 
 
 def test_bfloat16_is_computed_in_float32_and_comes_back():
-    peer, own = jnp.asarray(scores(2, 9), jnp.bfloat16)
-    loss = discrimination(peer, own)
-    assert loss.dtype == imitation(own).dtype == jnp.bfloat16
-    wide = discrimination(peer.astype(jnp.float32), own.astype(jnp.float32))
-    np.testing.assert_array_equal(loss, wide.astype(jnp.bfloat16))
+    half = jnp.asarray(scores(2, 50), jnp.bfloat16)
+    for function in (discrimination, feature_discrimination):  # op by op digits would be lost
+        loss, wide = function(*half), function(*half.astype(jnp.float32))
+        assert loss.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(loss, wide.astype(jnp.bfloat16))
+    for function in (imitation, feature_imitation):
+        loss, wide = function(half[0]), function(half[0].astype(jnp.float32))
+        assert loss.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(loss, wide.astype(jnp.bfloat16))
 
 
 @pytest.fixture

@@ -267,6 +267,11 @@ def test_bfloat16_is_computed_in_float32_and_comes_back():
         loss = function(half)
         assert loss.dtype == jnp.bfloat16
         np.testing.assert_array_equal(loss, function(wide).astype(jnp.bfloat16))
+    # The mean 257 is no bfloat16; compiled, its digits would be kept anyway.
+    close = jnp.array([[[256.0, 256.0]], [[258.0, 256.0]]], jnp.bfloat16)
+    eager = ensemble_distillation(close, temperature=1.0)
+    full = ensemble_distillation(close.astype(jnp.float32), temperature=1.0)
+    np.testing.assert_array_equal(eager, full.astype(jnp.bfloat16))
     loss = knowledge(half[0], half[1], temperature=2.0)
     assert loss.dtype == jnp.bfloat16
     expected = knowledge(wide[0], wide[1], temperature=2.0).astype(jnp.bfloat16)

@@ -20,9 +20,8 @@ class Backbone(nn.Module):
     A backbone that is only ever run from `start=k` holds the variables of stages k and later alone,
     and one run up to `stop=k` those before k. So a branch with parameters of its own (an auxiliary
     classifier behind stage k - 1, or one of several networks on a shared trunk) is a further
-    backbone in the module, `backbone.clone()` or another call of `make_backbone`, run from
-    `start=k` on what stage k - 1 put out. It has the depth of the network, or another one where it
-    is made with other `stage_sizes`.
+    backbone, made by another call of `make_backbone` with the same options and run from `start=k`
+    on what stage k - 1 put out. Made with other `stage_sizes`, it is shallower than the network.
 
     Attributes:
       norm_groups: parts of the batch that batch norms normalise apart (`BatchNorm.groups`).

@@ -46,8 +46,8 @@ HCGNET_GATES = {
 }
 """The layers of its gates."""
 
-HEADS = ("fc", "linear", "classifier")
-"""What PyTorch's networks for CIFAR call their linear classifier."""
+HEADS = ("fc.", "linear.", "classifier.")
+"""How the names of the linear classifier begin in PyTorch's networks for CIFAR."""
 
 MOBILENET_V2_SUMS = (3, 5, 6, 8, 9, 10, 12, 13, 15, 16)
 """The blocks of MobileNetV2 that end in a residual sum."""
@@ -58,7 +58,7 @@ class Family(NamedTuple):
 
     Attributes:
       module_name: from the path of a backbone's module to its name, None where there is none.
-      head: name of the linear classifier.
+      head: how the names of the linear classifier begin.
       classifier: regular expression of all names of a file's classifier, which stay unused where
         the head is not loaded; more than the linear one where others are in use.
       optional: regular expression of names that a file may hold in vain.
@@ -247,12 +247,12 @@ def _unchanged(arrays: Arrays) -> Arrays:
 
 
 def _head_renamed(arrays: Arrays, *, head: str) -> Arrays:
-    """The linear classifier under the name `head`, whichever of `HEADS` the file has for it."""
-    others = [name for name in HEADS if f"{name}.weight" in arrays]
-    if f"{head}.weight" in arrays or len(others) != 1:
+    """The linear classifier under names that begin with `head`, whichever of `HEADS` it has."""
+    others = [start for start in HEADS if f"{start}weight" in arrays]
+    if head in others or len(others) != 1:
         return arrays
-    pattern = re.compile(rf"^{others[0]}\.(?=(weight|bias)$)")
-    return {pattern.sub(f"{head}.", name): array for name, array in arrays.items()}
+    renamed = {f"{others[0]}{leaf}": f"{head}{leaf}" for leaf in ("weight", "bias")}
+    return {renamed.get(name, name): array for name, array in arrays.items()}
 
 
 def _split_sums(arrays: Arrays) -> Arrays:
@@ -270,35 +270,35 @@ def _split_sums(arrays: Arrays) -> Arrays:
 FAMILIES: dict[str, Family] = {
     "resnet": Family(
         resnet_name,
-        head="fc",
+        head="fc.",
         classifier=r"^fc\.",
         optional=r"num_batches_tracked$",
-        prepare=partial(_head_renamed, head="fc"),
+        prepare=partial(_head_renamed, head="fc."),
     ),
     "wide_resnet": Family(
         wide_resnet_name,
-        head="fc",
+        head="fc.",
         classifier=r"^fc\.",
         optional=r"num_batches_tracked$",
-        prepare=partial(_head_renamed, head="fc"),
+        prepare=partial(_head_renamed, head="fc."),
     ),
     "hcgnet": Family(
         hcgnet_name,
-        head="classifier",
+        head="classifier.",
         classifier=r"^classifier\.",
         optional=r"num_batches_tracked$",
         prepare=_unchanged,
     ),
     "shufflenet_v2": Family(
         shufflenet_v2_name,
-        head="fc",
+        head="fc.",
         classifier=r"^fc\.",
         optional=r"num_batches_tracked$",
-        prepare=partial(_head_renamed, head="fc"),
+        prepare=partial(_head_renamed, head="fc."),
     ),
     "mobilenet_v2": Family(
         mobilenet_v2_name,
-        head="classifier.1",
+        head="classifier.1.",
         classifier=r"^classifier\.1\.",
         optional=r"(num_batches_tracked|out_range)$",
         prepare=_split_sums,
@@ -308,7 +308,7 @@ FAMILIES: dict[str, Family] = {
     # average over positions: it has the name, though its 4096 inputs fit no head of ours.
     "vgg": Family(
         vgg_name,
-        head="head.fc",
+        head="head.fc.",
         classifier=r"^(classifier|pre_logits|head)\.",
         optional=r"num_batches_tracked$",
         prepare=_unchanged,

@@ -87,12 +87,13 @@ def torch_names(
     names: dict[str, Path] = {}
     for key in (*backbone_keys, *head_keys):
         if key in head_keys:
-            name = rules.head if key[-2] == "dense" else None
+            start = rules.head if key[-2] == "dense" else None
         else:
-            name = rules.module_name(key[1 + len(_split(backbone)) : -1])
-        if name is None or key[-1] not in LEAVES:
+            module = rules.module_name(key[1 + len(_split(backbone)) : -1])
+            start = None if module is None else f"{module}."
+        if start is None or key[-1] not in LEAVES:
             raise UserError(f"variable {'/'.join(key)} is not part of a {family}")
-        names[f"{name}.{LEAVES[key[-1]]}"] = key
+        names[f"{start}{LEAVES[key[-1]]}"] = key
     return names
 
 

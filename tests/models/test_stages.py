@@ -1,4 +1,4 @@
-"""Branches: parts of backbones, with parameters of their own, behind the stages of another."""
+"""What holds for every backbone: its options, its parts, and branches made of its later stages."""
 
 import functools
 
@@ -14,6 +14,15 @@ from fgkd_jax.models.backbones import make_backbone
 # A small form of one network of each family, and what its stages are called.
 NETWORKS = {
     "cifar_resnet20": ({"stage_sizes": (2, 1, 2), "width": 4}, "stem stage1 stage2 stage3"),
+    "wrn_16_2": ({"stage_sizes": (2, 1, 2), "width": 4}, "stem stage1 stage2 stage3"),
+    "cifar_shufflenet_v2_x1_0": (
+        {"stage_sizes": (2, 1, 2), "channels": (4, 8, 12), "last_channels": 20},
+        "stem stage1 stage2 stage3",
+    ),
+    "cifar_hcgnet_a1": (
+        {"stage_sizes": (1, 1, 1), "growth": (4, 8, 4)},
+        "stem stage1 stage2 stage3",
+    ),
     "vgg16_bn": ({"stage_sizes": (1, 2, 1), "width": 2}, "stage0 stage1 stage2"),
     "mobilenet_v2": ({"width": 0.1}, "stage0 stage1 stage2 stage3 stage4 last"),
 }
@@ -34,22 +43,34 @@ class Branched(nn.Module):
         return stages, tuple(b(below, train=train, start=self.start) for b in self.branches)
 
 
-def images(batch=4):
+def images(batch=4, size=32):
     rng = np.random.default_rng(0)
-    return jnp.asarray(rng.normal(size=(batch, 32, 32, 3)), jnp.float32)
+    return jnp.asarray(rng.normal(size=(batch, size, size, 3)), jnp.float32)
+
+
+@functools.cache
+def shapes_of(net):
+    return jax.eval_shape(functools.partial(net.init, train=False), jax.random.key(0), images())
 
 
 def drawn(net, seed=0):
-    shapes = jax.eval_shape(functools.partial(net.init, train=False), jax.random.key(0), images())
+    """Variables of any values: initialisers take long to compile."""
     rng = np.random.default_rng(seed)
-    variables = jax.tree.map(lambda s: jnp.asarray(rng.uniform(0.1, 0.4, s.shape), s.dtype), shapes)
+    variables = jax.tree.map(
+        lambda s: jnp.asarray(rng.uniform(0.1, 0.4, s.shape), s.dtype), shapes_of(net)
+    )
     params = jax.tree.map(lambda p: p - 0.25 if p.ndim > 1 else p, variables["params"])
     return {**variables, "params": params}
 
 
-def run(net, variables, *, train):
+@functools.cache
+def runner(net, *, train):
     mutable = ["batch_stats"] if train else False
-    return jax.jit(functools.partial(net.apply, train=train, mutable=mutable))(variables, images())
+    return jax.jit(functools.partial(net.apply, train=train, mutable=mutable))
+
+
+def run(net, variables, *, train, x=None):
+    return runner(net, train=train)(variables, images() if x is None else x)
 
 
 def assert_same(one, other):
@@ -69,23 +90,24 @@ def make(name, *, whole=True):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_part_holds_the_variables_of_its_stages_alone(name, whole):
     net, stages = make(name, whole=whole)
-    for collection, tree in drawn(net).items():
-        assert tree.keys() == {"trunk", "branches_0", "branches_1"}, collection
-        assert set(tree["trunk"]) == set(stages if whole else stages[:-2])
-        for branch in ("branches_0", "branches_1"):
-            assert set(tree[branch]) == set(stages[-2:])
+    own = stages if whole else stages[:-2]
+    expected = {"trunk": own, "branches_0": stages[-2:], "branches_1": stages[-2:]}
+    shapes = shapes_of(net)
+    assert {part: set(tree) for part, tree in shapes["params"].items()} == {
+        part: set(names) for part, names in expected.items()
+    }
+    for part, tree in shapes["batch_stats"].items():  # a stem may have no norm
+        assert set(expected[part]) - {"stem"} <= set(tree) <= set(expected[part])
 
 
-@pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_branch_with_the_trunks_weights_is_the_trunk(name, train):
+def test_a_branch_with_the_trunks_weights_is_the_trunk(name):
     net, names = make(name)
     variables = drawn(net)
     later = names[-2:]
     for tree in variables.values():
         tree["branches_0"] = {stage: tree["trunk"][stage] for stage in later}
-    result = run(net, variables, train=train)
-    (stages, (copy, other)), new = result if train else (result, {})
+    (stages, (copy, other)), new = run(net, variables, train=True)
     assert_same(copy, stages[-2:])
     assert float(jnp.abs(other[-1] - copy[-1]).max()) > 1e-3  # which has weights of its own
     for tree in new.values():
@@ -125,3 +147,58 @@ def test_a_branch_may_be_shallower_than_its_network():
     }
     stages, ((*_, last),) = run(net, variables, train=False)
     assert last.shape == stages[-1].shape
+
+
+# Options of every backbone. MobileNetV2, whose layers take long to compile, is left out
+
+SHORT = [name for name in NETWORKS if name != "mobilenet_v2"]
+
+
+def small(name, **options):
+    return make_backbone(name, **NETWORKS[name][0], **options)
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_groups_reach_every_norm(name):
+    variables = drawn(small(name))
+    pairs = jnp.concatenate([images(), 2 * images()])
+    together, new = run(small(name, norm_groups=2), variables, train=True, x=pairs)
+    halves = [run(small(name), variables, train=True, x=x) for x in (images(), 2 * images())]
+    for index, stage in enumerate(together):
+        assert_same(stage, np.concatenate([outputs[index] for outputs, _ in halves]))
+    means = jax.tree.map(lambda *two: sum(two) / 2, *(statistics for _, statistics in halves))
+    assert_same(new, means)
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_frozen_norms_keep_their_statistics(name):
+    variables = drawn(small(name))
+    outputs, new = run(small(name, frozen_norm="norm"), variables, train=True)
+    jax.tree.map(np.testing.assert_array_equal, new["batch_stats"], variables["batch_stats"])
+    assert_same(outputs, run(small(name), variables, train=False))
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_bfloat16_computes_in_bfloat16_with_float32_variables(name):
+    backbone = small(name, dtype="bfloat16")
+    variables = drawn(small(name))
+    assert jax.tree.map(jnp.shape, shapes_of(backbone)) == jax.tree.map(jnp.shape, variables)
+    outputs, new = jax.eval_shape(runner(backbone, train=True), variables, images())
+    assert {stage.dtype for stage in outputs} == {jnp.dtype(jnp.bfloat16)}
+    for leaf in (*jax.tree.leaves(new), *jax.tree.leaves(shapes_of(backbone))):
+        assert leaf.dtype == jnp.float32
+    exact = run(small(name), variables, train=False)[-1]
+    rounded = run(backbone, variables, train=False)[-1].astype(jnp.float32)
+    assert not np.array_equal(rounded, exact)
+    np.testing.assert_allclose(rounded, exact, atol=0.05 * float(jnp.abs(exact).max()))
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_every_stage_may_be_recomputed(name):
+    plain = small(name)
+    again = small(name, remat=tuple(range(plain.num_stages)))
+    variables = drawn(plain)
+    assert jax.tree.structure(shapes_of(again)) == jax.tree.structure(variables)
+    assert_same(run(again, variables, train=False), run(plain, variables, train=False))
+    marks = str(jax.make_jaxpr(functools.partial(again.apply, train=False))(variables, images()))
+    assert marks.count("remat") >= plain.num_stages

@@ -5,34 +5,26 @@ Two narrow ResNets on drawn birds at 64 x 64 pixels that learn from each other b
 `:ensemble` with the mean of their logits as the teacher.
 """
 
+from fgkd_jax.cli.mutual_recipes import PRESET_TITLES
 from fgkd_jax.cli.recipes import NARROW, drawn_birds
-from fgkd_jax.errors import UserError, nearest
-from fgkd_jax.methods.mcl import PRESETS, mcl_preset
-
-TITLES = {
-    "mcl": "MCL, two narrow ResNets, 64 x 64",
-    "independent": "two narrow ResNets, independent, 64 x 64",
-    "dml": "Deep Mutual Learning, two narrow ResNets, 64 x 64",
-    "ensemble": "distilling the mean of logits, two narrow ResNets, 64 x 64",
-}
+from fgkd_jax.methods.mcl import mcl_preset
 
 
 def get_config(preset="mcl"):
     """Returns the config.
 
     Args:
-      preset: a key of `TITLES`.
+      preset: a key of `fgkd_jax.methods.mcl.PRESETS`.
     """
-    if preset not in TITLES:
-        raise UserError(f"mcl_birds has no variant {preset!r}{nearest(preset, PRESETS)}")
+    options = mcl_preset(preset)
     controls = ("mcl_birds:independent", "mcl_birds:dml", "lmcl_birds")
     return drawn_birds(
-        {"name": "mcl", "networks": (dict(NARROW),) * 2, **mcl_preset(preset)},
+        {"name": "mcl", "networks": (dict(NARROW),) * 2, **options},
         image_size=64,
         steps=3600,
         data={"images_per_class": 2},
         report={
-            "title": TITLES[preset],
+            "title": f"{PRESET_TITLES[preset]}, two narrow ResNets, 64 x 64",
             "figures": ("accuracy", "network0_accuracy", "network1_accuracy", "ensemble_accuracy"),
             "controls": controls if preset == "mcl" else (),
         },

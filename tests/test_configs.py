@@ -99,6 +99,11 @@ VARIANTS = (
     "tasn_cub50:plain",
     "classify_birds:longer",
     "classify_birds:full",
+    "mcl_birds:dml",
+    "lmcl_birds:uniform",
+    "mcl_cifar100:wrn_16_2,cifar_shufflenet_v2_x0_5",
+    "mcl_cifar100:dml,cifar_hcgnet_a1",
+    "lmcl_cifar100:wrn_16_2,cifar_resnet32",
 )
 
 
@@ -127,6 +132,9 @@ def test_controls_are_configs(name):
         ("tasn_cub:referense", "no preset or variant 'referense'; did you mean 'reference'"),
         ("tasn_cub:paper,reference", "several presets"),
         ("tasn_birds:oracle", "no variant 'oracle'; expected one of"),
+        ("mcl_birds:dlm", "no preset 'dlm'; did you mean 'dml'"),
+        ("mcl_cifar100:dml,resnet31", "no network 'resnet31'; expected some of cifar_resnet32, "),
+        ("lmcl_cifar100:wrn_16_2,", "no network ''; expected some of cifar_resnet32, "),
         ("classify_birds:longest", "no variant 'longest'; did you mean 'longer'"),
     ],
 )

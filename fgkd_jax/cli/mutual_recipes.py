@@ -1,0 +1,104 @@
+"""What the configs of networks that learn from each other have in common."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from fgkd_jax.cli.recipes import NO_RUN
+from fgkd_jax.errors import UserError
+
+PRESET_TITLES: Mapping[str, str] = {
+    "mcl": "MCL",
+    "independent": "independent networks",
+    "dml": "Deep Mutual Learning",
+    "ensemble": "distilling the mean of logits",
+}
+"""What rows of MCL's presets are called."""
+
+MUTUAL_PAIRS: tuple[str, ...] = (
+    "cifar_resnet32",
+    "cifar_resnet56",
+    "cifar_resnet110",
+    "wrn_16_2",
+    "wrn_40_2",
+    "wrn_28_4",
+    "cifar_shufflenet_v2_x0_5",
+    "cifar_shufflenet_v2_x1_0",
+    "cifar_hcgnet_a1",
+    "cifar_hcgnet_a2",
+)
+"""Networks for small images that learn from each other, in pairs of any two or more of them."""
+
+
+def mutual_small_images(method: Mapping[str, Any], *, networks: str, title: str) -> ConfigDict:
+    """Completes a config in which networks learn CIFAR-100 together, as released.
+
+    300 epochs in batches of 64 pairs, of which an epoch has 390. The released rate falls once an
+    epoch; here it falls with every step.
+
+    Args:
+      method: `name` and options besides the networks.
+      networks: names of `MUTUAL_PAIRS`, separated by commas; one stands for two of it.
+      title: of the row, before the names.
+
+    Returns:
+      The config.
+
+    Raises:
+      UserError: there is no such network.
+    """
+    names = networks.split(",")
+    for name in names:
+        if name not in MUTUAL_PAIRS:
+            raise UserError(
+                f"no network {name!r}; expected some of {', '.join(MUTUAL_PAIRS)}, separated by "
+                "commas"
+            )
+    names = names * 2 if len(names) == 1 else names
+    return ConfigDict(
+        {
+            "seed": 0,
+            "method": {
+                "networks": tuple({"name": name} for name in names),
+                "image_mean": (0.5071, 0.4867, 0.4408),
+                "image_std": (0.2675, 0.2565, 0.2761),
+                **method,
+            },
+            "data": {
+                "dataset": "cifar100",
+                "image_size": 32,
+                "train_geometry": "shift_crop",
+                "max_shift": 4,
+                "eval_geometry": "resize",
+                "images_per_class": 2,
+                "validation_fraction": 0.02,
+            },
+            "optim": {
+                "name": "sgd",
+                "learning_rate": 0.1,
+                "momentum": 0.9,
+                "nesterov": True,
+                "schedule": "cosine",
+                "weight_decay": 5e-4,
+                "decay_vectors": True,
+            },
+            "train": {
+                "steps": 300 * 390,
+                "batch_size": 128,
+                "eval_batch_size": 512,
+                "log_every": 100,
+                "eval_every": 3900,
+            },
+            "checkpoint": {"every_steps": 3900, "best_metric": "accuracy"},
+            "report": {
+                "title": f"{title}: {' with '.join(names)}",
+                "paper": NO_RUN,
+                "figures": (
+                    "accuracy",
+                    *(f"network{i}_accuracy" for i in range(len(names))),
+                    "ensemble_accuracy",
+                ),
+            },
+        }
+    )

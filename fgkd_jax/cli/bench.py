@@ -16,6 +16,8 @@ the ratios within each turn: above 1, ours is faster.
 
   sampler    the resample behind attention sampling, forward and with gradients
              against torch, copy (by default: as many bytes copied)
+  mcl        the layer-wise contrast between networks, with gradients
+             against torch (a loop over pairs of stages)
   step       the training step of a config on random images
              against torch, torch_channels_last, torch_compile (the same network in PyTorch)
   depthwise  the lowerings of the depthwise convolution, forward and with gradients

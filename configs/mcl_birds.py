@@ -5,9 +5,8 @@ Two narrow ResNets on drawn birds at 64 x 64 pixels that learn from each other b
 `:ensemble` with the mean of their logits as the teacher.
 """
 
-from fgkd_jax.cli.mutual_recipes import PRESET_TITLES
 from fgkd_jax.cli.recipes import NARROW, drawn_birds
-from fgkd_jax.methods.mcl import mcl_preset
+from fgkd_jax.methods.mcl import PRESET_TITLES, mcl_preset
 
 
 def get_config(preset="mcl"):

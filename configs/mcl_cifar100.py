@@ -5,8 +5,8 @@ Networks that learn CIFAR-100 together by mutual contrast, 300 epochs: two ResNe
 `:dml,wrn_16_2`, trains what MCL is compared with. The folder holds the authors' Python pickles.
 """
 
-from fgkd_jax.cli.mutual_recipes import PRESET_TITLES, mutual_small_images
-from fgkd_jax.methods.mcl import PRESETS, mcl_preset
+from fgkd_jax.cli.mutual_recipes import mutual_small_images
+from fgkd_jax.methods.mcl import PRESET_TITLES, PRESETS, mcl_preset
 
 
 def get_config(variant="cifar_resnet32"):

@@ -8,14 +8,6 @@ from ml_collections import ConfigDict
 from fgkd_jax.cli.recipes import NO_RUN
 from fgkd_jax.errors import UserError
 
-PRESET_TITLES: Mapping[str, str] = {
-    "mcl": "MCL",
-    "independent": "independent networks",
-    "dml": "Deep Mutual Learning",
-    "ensemble": "distilling the mean of logits",
-}
-"""What rows of MCL's presets are called."""
-
 MUTUAL_PAIRS: tuple[str, ...] = (
     "cifar_resnet32",
     "cifar_resnet56",

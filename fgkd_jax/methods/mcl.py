@@ -47,6 +47,14 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 """Options of `MCL` by preset: the method as released for CIFAR, and what it is compared with."""
 
+PRESET_TITLES: Mapping[str, str] = {
+    "mcl": "MCL",
+    "independent": "independent networks",
+    "dml": "Deep Mutual Learning",
+    "ensemble": "distilling the mean of logits",
+}
+"""What the presets are called in a table."""
+
 
 def mcl_preset(name: str) -> dict[str, Any]:
     """Looks the options of a preset up.

@@ -165,7 +165,8 @@ def temporary_memory(*, networks: int, stages: int, batch_size: int) -> int:
     """
     arrays = random_arrays(networks=networks, stages=stages, batch_size=batch_size)
     compiled = jax.jit(jax.value_and_grad(total, argnums=(0, 2))).lower(*arrays).compile()
-    return int(compiled.memory_analysis().temp_size_in_bytes)
+    analysis: Any = compiled.memory_analysis()
+    return int(analysis.temp_size_in_bytes)
 
 
 def cases(request: Request) -> Iterator[Case]:
@@ -204,5 +205,5 @@ def _alternatives(request: Request, arrays: Arrays) -> Iterator[Alternative]:
         yield torch_alternative("torch", theirs(arrays), device=torch_models.torch_device())
 
 
-BENCHMARK = Benchmark(name="mcl", cases=cases, against=("torch",))
+BENCHMARK = Benchmark(name=__name__.rpartition(".")[2], cases=cases, against=("torch",))
 """The benchmark of the layer-wise contrast."""

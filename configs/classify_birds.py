@@ -34,5 +34,7 @@ def get_config(variant="plain"):
         {"name": "classifier", "backbone": {**NARROW, **full}},
         image_size=256 if variant == "full" else 64,
         steps=LONGER if variant == "longer" else STEPS,
+        # Chosen on validation: 69.6% with this rate, 59.4% with that of the short run (seed 0).
+        learning_rate=2e-3 if variant == "longer" else 4e-3,
         report={"title": TITLES[variant], "figures": ("accuracy", "genus_accuracy")},
     )

@@ -156,6 +156,7 @@ def drawn_birds(
     steps: int,
     report: Mapping[str, Any],
     data: Mapping[str, Any] | None = None,
+    learning_rate: float = 4e-3,
 ) -> ConfigDict:
     """Completes a config that trains a narrow network on drawn birds, in minutes.
 
@@ -165,6 +166,7 @@ def drawn_birds(
       steps: of the whole run.
       report: title, figures and controls of the row.
       data: further options of the data.
+      learning_rate: at its peak.
 
     Returns:
       The config.
@@ -187,7 +189,7 @@ def drawn_birds(
             },
             "optim": {
                 "name": "adamw",
-                "learning_rate": 4e-3,
+                "learning_rate": learning_rate,
                 "schedule": "cosine",
                 "warmup_steps": 120,
                 "weight_decay": 1e-3,

@@ -155,13 +155,6 @@ def test_the_meta_step_descends_what_the_networks_come_to(batch, variables):
     assert values[1] < float(metrics["meta_loss"]) < values[0]
 
 
-def test_aggregators_take_no_inner_step(batch, variables):
-    params = variables["params"]
-    other = {**params, "aggregator0": jax.tree.map(lambda p: p + 1.0, params["aggregator0"])}
-    one, two = (run_meta({**variables, "params": p}, batch)[1] for p in (params, other))
-    assert float(one["meta_loss"]) == float(two["meta_loss"])
-
-
 def test_without_a_meta_network_all_weights_are_one(batch):
     method = make_method(meta_every=0)
     made = jax.jit(method.init)(jax.random.key(0), batch)

@@ -41,7 +41,7 @@ def test_equal_options_make_equal_modules():
     ("name", "options", "message"),
     [
         ("resnet51", {}, "backbone 'resnet51'; did you mean 'resnet50'"),
-        ("vit", {}, "backbone 'vit'; expected one of mobilenet_v2, resnet101"),
+        ("vit", {}, "backbone 'vit'; expected one of cifar_hcgnet_a1, cifar_hcgnet_a2"),
         ("resnet18", {"widht": 3}, "backbone resnet18: option 'widht'; did you mean 'width'"),
         ("mobilenet_v2", {"stem": "small"}, "backbone mobilenet_v2: option 'stem'; expected one"),
         ("mobilenet_v2", {"width": "1.0"}, "width='1.0'; expected float"),

@@ -115,6 +115,7 @@ def test_the_names_are_those_of_torchvision():
     assert shufflenet_v2_name(("stem", "norm")) == "conv1.1"
     assert shufflenet_v2_name(("stage3", "last", "conv")) == "conv5.0"
     assert shufflenet_v2_name(("stage3", "block1", "project", "norm")) == "stage4.1.branch2.6"
+    assert shufflenet_v2_name(("stage3", "block1", "depthwise", "conv")) == "stage4.1.branch2.3"
     assert shufflenet_v2_name(("stage1", "block0", "side_depthwise", "conv")) == (
         "stage2.0.branch1.0"
     )

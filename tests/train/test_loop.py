@@ -1,6 +1,7 @@
-"""The training loop names the examples whose loss is not finite."""
+"""The training loop: examples whose loss is not finite are named, second steps are called."""
 
 import dataclasses
+import json
 from typing import ClassVar
 
 import jax
@@ -96,3 +97,73 @@ def test_the_examples_are_named_and_the_checkpoint_before_is_kept(tmp_path):
     message = str(caught.value)
     assert message.startswith("step 3: loss ")
     assert "the loss of examples [31];" in message
+
+
+@dataclasses.dataclass(frozen=True)
+class Counting(Line):
+    """Counts its second steps, and sees which parameters they come after."""
+
+    meta_every: int = 2
+    breaks_at: int = -1
+
+    def init(self, key, batch):
+        return {**super().init(key, batch), "seen": {"calls": jnp.zeros(()), "w": jnp.zeros(())}}
+
+    def loss(self, variables, batch, key, *, train):
+        terms, _, figures = super().loss(variables, {"x": jnp.minimum(batch["x"], 3.0)}, key,
+                                         train=train)  # fmt: skip
+        return terms, {"seen": variables["seen"]}, figures
+
+    def meta_step(self, variables, batch, key, *, learning_rate):
+        calls = variables["seen"]["calls"] + 1
+        loss = jnp.where(calls == self.breaks_at, jnp.nan, calls)
+        seen = {"calls": calls, "w": variables["params"]["w"]}
+        return {"seen": seen}, {"meta_loss": loss, "rate": jnp.asarray(learning_rate)}
+
+
+def run_counting(tmp_path, **options):
+    run = Run(
+        method=Counting(**options),
+        evaluator=ClassificationEvaluator(num_classes=2),
+        feed=Feed(),
+        spec={"x": jax.ShapeDtypeStruct((SIZE,), np.float32)},
+        mesh=make_mesh(MeshOptions(data=2)),
+        train=TrainOptions(
+            steps=4, batch_size=SIZE, eval_batch_size=SIZE, log_every=1, tensorboard="off"
+        ),
+        optimizer=OptimOptions(name="sgd", learning_rate=0.01, schedule="linear"),
+    )
+    trainer = Trainer(run)
+    with Checkpointer(tmp_path / "checkpoints", CheckpointOptions(every_steps=9)) as checkpointer:
+        state, _ = fit(
+            trainer,
+            trainer.initial_state(),
+            checkpointer,
+            workdir=str(tmp_path),
+            log=lambda line: None,
+        )
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    return state, [json.loads(line) for line in lines]
+
+
+def test_second_steps_follow_every_so_many_steps(tmp_path):
+    state, lines = run_counting(tmp_path)
+    met = [line for line in lines if line["split"] == "meta"]
+    assert [line["step"] for line in met] == [1, 3]
+    assert [line["meta_loss"] for line in met] == [1.0, 2.0]
+    assert [line["rate"] for line in met] == pytest.approx([0.01, 0.005])
+    assert float(state.model_state["seen"]["calls"]) == 2.0
+    # The last one came after step 3 and before step 4.
+    assert float(state.model_state["seen"]["w"]) != float(state.params["w"])
+    assert int(state.step) == 4
+
+
+def test_none_follow_where_none_are_wanted(tmp_path):
+    state, lines = run_counting(tmp_path, meta_every=0)
+    assert {line["split"] for line in lines} == {"train"}
+    assert float(state.model_state["seen"]["calls"]) == 0.0
+
+
+def test_a_second_step_that_is_not_finite_stops_the_run(tmp_path):
+    with pytest.raises(NonFiniteError, match="step 3: meta_loss is nan; the run stops"):
+        run_counting(tmp_path, breaks_at=2)

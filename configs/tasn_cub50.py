@@ -44,7 +44,8 @@ def get_config(variant="attention"):
     plain = variant == "plain"
     heads = ("head",) if plain else HEADS
     frozen = f"^(attention_)?backbone/stage[0-{FROZEN_STAGES - 1}]/"
-    controls = ("tasn_cub50:uniform", "tasn_cub50:plain") if variant == "attention" else ()
+    # Not the plain network: it has no attention net to take the command's weights.
+    controls = ("tasn_cub50:uniform",) if variant == "attention" else ()
     return small_cub(
         {"name": "classifier"} if plain else tasn,
         image_size=128 if plain else 256,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fgkd_jax import methods
-from fgkd_jax.cli.config import find_config
+from fgkd_jax.cli.config import load_config
 from fgkd_jax.cli.main import main
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
@@ -91,4 +91,4 @@ def test_the_results_table_names_configs_that_exist():
     assert rows
     assert len(commands) == len(rows)
     for name in commands:
-        find_config(name)
+        load_config(name)  # with its variant

@@ -29,7 +29,6 @@ from fgkd_jax.methods.mutual import (
     contrast_labels,
     loss_term,
     masked,
-    mean_prediction,
 )
 from fgkd_jax.models.backbones import backbone_from
 from fgkd_jax.models.stage_matching import MatchNetwork
@@ -222,7 +221,7 @@ class LMCL(MutualOptions):
         loss, grads = unrolled_gradient(
             inner,
             outer,
-            {name: value for name, value in variables["params"].items() if _is_inner(name)},
+            variables["params"],
             variables[MATCH],
             inner_steps=self.inner_steps,
             learning_rate=learning_rate,
@@ -242,29 +241,13 @@ class LMCL(MutualOptions):
         norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
         return {MATCH: match, VELOCITY: velocity}, {"meta_loss": loss, "meta_grad_norm": norm}
 
-    def predict(self, variables: Variables, batch: Batch) -> dict[str, Array]:
-        """Predicts the class of each image by every network's own output.
-
-        Args:
-          variables: as `init` returns them.
-          batch: `image` uint8 [b, h, w, 3].
-
-        Returns:
-          `network_logits` [n, b, k]; `probabilities` [b, k], their mean over networks, and
-          `logits` [b, k], its logarithm; float32.
-        """
-        network: Any = self.network
-        images = self.images(batch, jax.random.key(0), train=False)
-        return mean_prediction(network.apply(_of_networks(variables), images, method="classify"))
-
     def _apply(
         self, variables: Variables, params: PyTree, images: Array, *, train: bool
     ) -> tuple[StageOutputs, Variables]:
         """The outputs of all stages, and the whole state with new statistics."""
         network: Any = self.network
-        whole = {**variables["params"], **params}
         outputs, new = network.apply(
-            {**_of_networks(variables), "params": whole},
+            {**variables, "params": params},
             images,
             train=train,
             mutable=["batch_stats"] if train else [],
@@ -295,15 +278,6 @@ class LMCL(MutualOptions):
             groups=self.contrast_groups,
         )
         return self.contrast_terms(losses)
-
-
-def _is_inner(name: str) -> bool:
-    """Whether a parameter takes part in the inner steps: aggregators are in neither loss."""
-    return not name.startswith("aggregator")
-
-
-def _of_networks(variables: Variables) -> Variables:
-    return {name: value for name, value in variables.items() if name not in (MATCH, VELOCITY)}
 
 
 def _match_figures(

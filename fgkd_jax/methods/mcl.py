@@ -28,7 +28,6 @@ from fgkd_jax.methods.mutual import (
     contrast_labels,
     loss_term,
     masked,
-    mean_prediction,
 )
 from fgkd_jax.protocols import LossOutput, LossTerm, split_variables
 from fgkd_jax.typing import Array, Batch, Float, Key, Variables
@@ -169,21 +168,6 @@ class MCL(MutualOptions):
             )
             terms |= self.contrast_terms(losses)
         return masked(terms, batch["mask"]), {**state, **new}, self.figures(logits, batch)
-
-    def predict(self, variables: Variables, batch: Batch) -> dict[str, Array]:
-        """Predicts the class of each image by every network.
-
-        Args:
-          variables: as `init` returns them.
-          batch: `image` uint8 [b, h, w, 3].
-
-        Returns:
-          `network_logits` [n, b, k]; `probabilities` [b, k], their mean over networks, and
-          `logits` [b, k], its logarithm; float32.
-        """
-        network: Any = self.network
-        images = self.images(batch, jax.random.key(0), train=False)
-        return mean_prediction(network.apply(variables, images, method="classify"))
 
     def _logit_terms(self, logits: Float[Array, "n b k"], batch: Batch) -> dict[str, LossTerm]:
         """The terms that take each example by itself."""

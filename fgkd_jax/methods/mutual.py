@@ -6,13 +6,14 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from fgkd_jax.errors import UserError
 from fgkd_jax.losses.contrastive import MutualContrastive
 from fgkd_jax.models.backbones import backbone_from
 from fgkd_jax.ops.preprocess import IMAGENET_MEAN, IMAGENET_STD, color_jitter, normalize_image
 from fgkd_jax.protocols import LossTerm
-from fgkd_jax.typing import Array, Batch, Float, Int, Key
+from fgkd_jax.typing import Array, Batch, Float, Int, Key, Variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +86,11 @@ class MutualOptions:
         return len(self.networks)
 
     @property
+    def network(self) -> nn.Module:
+        """The Linen module behind the method, with a function `classify` of images."""
+        raise NotImplementedError
+
+    @property
     def backbones(self) -> tuple[Any, ...]:
         """The networks' backbones, without variables."""
         return tuple(
@@ -127,6 +133,23 @@ class MutualOptions:
                 saturation=self.saturation,
             )
         return normalize_image(images, mean=self.image_mean, std=self.image_std)
+
+    def predict(self, variables: Variables, batch: Batch) -> dict[str, Array]:
+        """Predicts the class of each image by every network's own output.
+
+        Args:
+          variables: as `init` returns them.
+          batch: `image` uint8 [b, h, w, 3].
+
+        Returns:
+          `network_logits` [n, b, k]; `probabilities` [b, k], their mean over networks, and
+          `logits` [b, k], its logarithm; float32.
+        """
+        network: Any = self.network
+        images = self.images(batch, jax.random.key(0), train=False)
+        logits = network.apply(variables, images, method="classify")
+        mean = jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - jnp.log(float(len(logits)))
+        return {"network_logits": logits, "logits": mean, "probabilities": jnp.exp(mean)}
 
     def contrast_terms(self, losses: MutualContrastive) -> dict[str, LossTerm]:
         """Weighs the terms of a contrast, and leaves those of weight 0 out.
@@ -211,17 +234,3 @@ def masked(terms: Mapping[str, LossTerm], mask: Array) -> dict[str, LossTerm]:
         name: dataclasses.replace(term, sum=jnp.where(mask, term.sum, 0.0), count=count)
         for name, term in terms.items()
     }
-
-
-def mean_prediction(logits: Float[Array, "n b k"]) -> dict[str, Array]:
-    """Puts the predictions of networks together.
-
-    Args:
-      logits: of each network.
-
-    Returns:
-      `network_logits`, as they are; `probabilities` [b, k], the mean over networks, and `logits`
-      [b, k], its logarithm.
-    """
-    mean = jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - jnp.log(float(len(logits)))
-    return {"network_logits": logits, "logits": mean, "probabilities": jnp.exp(mean)}

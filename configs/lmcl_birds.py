@@ -29,6 +29,7 @@ def get_config(match="learned"):
         },
         image_size=64,
         steps=3600,
+        batch_size=16,
         data={"images_per_class": 2},
         report={
             "title": TITLES[match],

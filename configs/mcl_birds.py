@@ -21,6 +21,7 @@ def get_config(preset="mcl"):
         {"name": "mcl", "networks": (dict(NARROW),) * 2, **options},
         image_size=64,
         steps=3600,
+        batch_size=16,
         data={"images_per_class": 2},
         report={
             "title": f"{PRESET_TITLES[preset]}, two narrow ResNets, 64 x 64",

@@ -49,7 +49,7 @@ def get_config(sampling="attention"):
             "out_size": 64,
         },
         image_size=256,
-        steps=3600,
+        steps=7200,
         data={"extra_keys": ("bbox", "parts")},
         report={
             "title": TITLES[sampling],

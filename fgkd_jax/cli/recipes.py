@@ -156,6 +156,7 @@ def drawn_birds(
     steps: int,
     report: Mapping[str, Any],
     data: Mapping[str, Any] | None = None,
+    batch_size: int = 8,
     learning_rate: float = 4e-3,
 ) -> ConfigDict:
     """Completes a config that trains a narrow network on drawn birds, in minutes.
@@ -166,6 +167,7 @@ def drawn_birds(
       steps: of the whole run.
       report: title, figures and controls of the row.
       data: further options of the data.
+      batch_size: of training.
       learning_rate: at its peak.
 
     Returns:
@@ -191,18 +193,18 @@ def drawn_birds(
                 "name": "adamw",
                 "learning_rate": learning_rate,
                 "schedule": "cosine",
-                "warmup_steps": 120,
+                "warmup_steps": 240,
                 "weight_decay": 1e-3,
                 "clip_norm": 5.0,
             },
             "train": {
                 "steps": steps,
-                "batch_size": 16,
+                "batch_size": batch_size,
                 "eval_batch_size": 96,
-                "log_every": 120,
-                "eval_every": 600,
+                "log_every": 240,
+                "eval_every": 1200,
             },
-            "checkpoint": {"every_steps": 600, "best_metric": "accuracy"},
+            "checkpoint": {"every_steps": 1200, "best_metric": "accuracy"},
             "report": dict(report),
         }
     )

@@ -3,6 +3,7 @@
 Each is right on every platform; `fgkd_jax.ops.resample` knows which one is fast where.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -29,7 +30,9 @@ def resample_by_gathers(image: Array, rows: Array, cols: Array) -> Array:
       Jaderberg et al., NIPS 2015, equation 5.
     """
     quad = _Neighbours.of(image, rows, cols)
-    return (quad.top + (quad.bottom - quad.top) * quad.down).astype(_out_dtype(image))
+    top = quad.upper_left + (quad.upper_right - quad.upper_left) * quad.across
+    bottom = quad.lower_left + (quad.lower_right - quad.lower_left) * quad.across
+    return (top + (bottom - top) * quad.down).astype(_out_dtype(image))
 
 
 def resample_by_products(image: Array, rows: Array, cols: Array, *, exact: bool = True) -> Array:
@@ -120,17 +123,18 @@ def slopes_by_gathers(image: Array, rows: Array, cols: Array, grad: Array) -> tu
       Jaderberg et al., NIPS 2015, equation 7.
     """
     quad = _Neighbours.of(image, rows, cols)
-    upper, lower = quad.top_slope, quad.bottom_slope
-    by_rows = jnp.sum(grad * (quad.bottom - quad.top), axis=(2, 3))
-    by_cols = jnp.sum(grad * (upper + (lower - upper) * quad.down), axis=(1, 3))
+    by_rows = jnp.sum(grad * quad.row_slopes, axis=(2, 3))
+    by_cols = jnp.sum(grad * quad.col_slopes, axis=(1, 3))
     return _inside(by_rows, rows, image.shape[1]), _inside(by_cols, cols, image.shape[2])
 
 
-def slopes_by_loops(image: Array, rows: Array, cols: Array, grad: Array) -> tuple[Array, Array]:
-    """Gradients to the positions, one output row after the other.
+def slopes_by_kernels(image: Array, rows: Array, cols: Array, grad: Array) -> tuple[Array, Array]:
+    """Gradients to the positions from the four neighbours, each in kernels of its own.
 
-    Examples are taken one by one: meant for CPU, where XLA fuses `slopes_by_gathers` into its sums
-    and takes ten times as long as for both apart; here a row is small enough to stay in the cache.
+    Meant for CPU, where XLA takes ten times as long for `slopes_by_gathers`: a gather fused into a
+    sum, or shared by two results, no longer runs on several cores. Here a convolution takes the
+    sums, which nothing is fused into, and each gradient writes its gathers in another way, so that
+    neither shares them with the other nor with `resample_by_gathers` in the same program.
 
     Args:
       image: `[b h w c]`.
@@ -144,27 +148,13 @@ def slopes_by_loops(image: Array, rows: Array, cols: Array, grad: Array) -> tupl
     Source:
       Jaderberg et al., NIPS 2015, equation 7.
     """
-    height, width = image.shape[1:3]
-    dtype = _wide_dtype(image)
-    upper, lower, down = _taps(rows, height, dtype)
-    left, right, across = _taps(cols, width, dtype)
-
-    def one(example: tuple[Array, ...]) -> tuple[Array, Array]:
-        image, upper, lower, down, left, right, across, grad = example
-
-        def row(by_cols: Array, line: tuple[Array, ...]) -> tuple[Array, Array]:
-            upper, lower, down, grad = line
-            top, bottom = image[upper].astype(dtype), image[lower].astype(dtype)
-            step = bottom - top
-            mixed = top + step * down
-            vertical = step[left] + (step[right] - step[left]) * across[:, None]
-            return by_cols + grad * (mixed[right] - mixed[left]), grad * vertical
-
-        by_cols, by_rows = lax.scan(row, jnp.zeros_like(grad[0]), (upper, lower, down, grad))
-        return by_rows.sum(axis=(1, 2)), by_cols.sum(axis=1)
-
-    by_rows, by_cols = lax.map(one, (image, upper, lower, down, left, right, across, grad))
-    return _inside(by_rows, rows, height), _inside(by_cols, cols, width)
+    _, out_height, out_width, channels = grad.shape
+    by_rows = grad * _Neighbours.of(image, rows, cols, read=_read_flat).row_slopes
+    by_rows = _sum_windows(by_rows.reshape(-1, 1, out_width, channels), out_width)
+    by_rows = by_rows.reshape(-1, out_height)
+    by_cols = grad * _Neighbours.of(image, rows, cols, read=_read_columns).col_slopes
+    by_cols = _sum_windows(by_cols, 1).sum(axis=1)
+    return _inside(by_rows, rows, image.shape[1]), _inside(by_cols, cols, image.shape[2])
 
 
 def slopes_by_products(
@@ -193,43 +183,83 @@ def slopes_by_products(
     return _inside(by_rows, rows, height), _inside(by_cols, cols, width)
 
 
+_Read = Callable[[Array, Array, Array], Array]
+"""Reads `[h w c]` at rows `[oh]` and columns `[ow]`: `[oh ow c]`."""
+
+
+def _read(image: Array, rows: Array, cols: Array) -> Array:
+    return image[rows[:, None], cols[None, :]]
+
+
+def _read_flat(image: Array, rows: Array, cols: Array) -> Array:
+    height, width, channels = image.shape
+    return image.reshape(height * width, channels)[rows[:, None] * width + cols[None, :]]
+
+
+def _read_columns(image: Array, rows: Array, cols: Array) -> Array:
+    return image.swapaxes(0, 1)[cols[None, :], rows[:, None]]
+
+
 class _Neighbours(NamedTuple):
-    """What interpolation needs from the four pixels around each position.
+    """The four pixels around each position, `[b oh ow c]` each.
 
     Attributes:
-      top: the upper pair, mixed along the columns.
-      bottom: the lower pair, mixed along the columns.
-      top_slope: right minus left of the upper pair.
-      bottom_slope: right minus left of the lower pair.
+      upper_left: of the pair of rows, and of the pair of columns.
+      upper_right: likewise.
+      lower_left: likewise.
+      lower_right: likewise.
       down: how far below the upper row, in [0, 1], `[b oh 1 1]`.
+      across: how far right of the left column, in [0, 1], `[b 1 ow 1]`.
     """
 
-    top: Array
-    bottom: Array
-    top_slope: Array
-    bottom_slope: Array
+    upper_left: Array
+    upper_right: Array
+    lower_left: Array
+    lower_right: Array
     down: Array
+    across: Array
 
     @classmethod
-    def of(cls, image: Array, rows: Array, cols: Array) -> "_Neighbours":
+    def of(cls, image: Array, rows: Array, cols: Array, *, read: _Read = _read) -> "_Neighbours":
         """Gathers them."""
         upper, lower, down = _taps(rows, image.shape[1], _wide_dtype(image))
         left, right, across = _taps(cols, image.shape[2], _wide_dtype(image))
 
-        def read(i: Array, j: Array) -> Array:
-            pick = jax.vmap(lambda x, i, j: x[i[:, None], j[None, :]])
-            return pick(image, i, j).astype(across.dtype)
+        def at(i: Array, j: Array) -> Array:
+            return jax.vmap(read)(image, i, j).astype(down.dtype)
 
-        top, bottom = read(upper, left), read(lower, left)
-        top_slope, bottom_slope = read(upper, right) - top, read(lower, right) - bottom
-        across = across[:, None, :, None]
         return cls(
-            top=top + top_slope * across,
-            bottom=bottom + bottom_slope * across,
-            top_slope=top_slope,
-            bottom_slope=bottom_slope,
+            upper_left=at(upper, left),
+            upper_right=at(upper, right),
+            lower_left=at(lower, left),
+            lower_right=at(lower, right),
             down=down[:, :, None, None],
+            across=across[:, None, :, None],
         )
+
+    # Each pixel appears once: on CPU every appearance is read again.
+
+    @property
+    def row_slopes(self) -> Array:
+        """Derivative of the interpolant along the rows."""
+        left, right = self.lower_left - self.upper_left, self.lower_right - self.upper_right
+        return left * (1.0 - self.across) + right * self.across
+
+    @property
+    def col_slopes(self) -> Array:
+        """Derivative of the interpolant along the columns."""
+        upper, lower = self.upper_right - self.upper_left, self.lower_right - self.lower_left
+        return upper * (1.0 - self.down) + lower * self.down
+
+
+def _sum_windows(x: Float[Array, "n h w c"], width: int) -> Float[Array, "n h windows"]:
+    """Sums disjoint windows of `width` columns and all their channels, by a convolution."""
+    kernel = jnp.ones((1, width, x.shape[3], 1), x.dtype)
+    numbers = ("NHWC", "HWIO", "NHWC")
+    exact = lax.Precision.HIGHEST
+    return lax.conv_general_dilated(
+        x, kernel, (1, width), "VALID", dimension_numbers=numbers, precision=exact
+    )[..., 0]
 
 
 def _taps(positions: Array, extent: int, dtype: DTypeLike) -> tuple[Array, Array, Array]:

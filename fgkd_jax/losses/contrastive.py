@@ -5,10 +5,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from fgkd_jax.errors import UserError
-from fgkd_jax.typing import Array, Float, Int
+from fgkd_jax.typing import Array, Float, Int, Shaped
 
 
 class MutualContrastive(NamedTuple):
@@ -117,11 +118,12 @@ def mutual_contrastive(
         )
     _check_temperatures(temperature, soft_temperature)
     n, b, _ = embeddings.shape
+    dtype = _wide(embeddings)
     return _in_batch(
-        embeddings,
+        embeddings[:, None],
         labels,
-        jnp.broadcast_to(_others(n, dtype=_wide(embeddings)), (n, n, b)),
-        jnp.ones((n, b), _wide(embeddings)),
+        jnp.ones((n * (n - 1), 1, 1, b), dtype),
+        jnp.ones((n, 1, b), dtype),
         temperature=temperature,
         soft_temperature=soft_temperature,
         groups=groups,
@@ -152,9 +154,9 @@ def layerwise_mutual_contrastive(
     the terms. A term within one stage appears once for each partner, with the partner's weight;
     it is computed once.
 
-    Memory: one tensor `[n s n s b b]` of products and a few alike (`[n s n s b b/groups]` with
-    groups), in float32 4 MiB each for n s = 8 and b = 128, 256 MiB for b = 1024. Compiled for the
-    CPU, four of them are alive at a time, nine with gradients.
+    Memory: one tensor `[n (n-1) s s b b]` of products and a few alike (b b/groups with groups), in
+    float32 2 MiB each for n = 2, s = 4 and b = 128, 128 MiB for b = 1024. Compiled for the CPU, six
+    of them are alive at a time, ten with gradients.
 
     Args:
       embeddings: `[n s b d]`, of length one (`normalize_embeddings`), of n networks, s stages.
@@ -181,38 +183,64 @@ def layerwise_mutual_contrastive(
       >>> terms.icl.shape, f"{terms.icl[0]:.3f}"  # 36 log 3
       ((4,), '39.550')
     """
-    n, s, b, d = embeddings.shape if embeddings.ndim == 4 else (-1,) * 4
+    n, s, b, _ = embeddings.shape if embeddings.ndim == 4 else (-1,) * 4
     if labels.shape != (b,) or match_weights.shape != (n, s, n, s, b):
         raise UserError(
             f"embeddings have the shape {embeddings.shape}, labels {labels.shape} and "
             f"match_weights {match_weights.shape}; expected [n, s, b, d], [b], [n, s, n, s, b]"
         )
     _check_temperatures(temperature, soft_temperature)
-    weights = _other_networks_only(match_weights.astype(_wide(embeddings)))
-    weights = weights.reshape(n * s, n * s, b)
-    both_ways = weights + jnp.swapaxes(weights, 0, 1)
+    pairs = _Pairs.of(n)
+    weights = match_weights.astype(_wide(embeddings))[pairs.first, :, pairs.second]
+    both_ways = weights + pairs.turned(weights)
     return _in_batch(
-        embeddings.reshape(n * s, b, d),
+        embeddings,
         labels,
         both_ways,
-        jnp.sum(both_ways, axis=1),
+        jnp.sum(both_ways, axis=2).reshape(n, n - 1, s, b).sum(axis=1),
         temperature=temperature,
         soft_temperature=soft_temperature,
         groups=groups,
     )
 
 
+class _Pairs(NamedTuple):
+    """The ordered pairs of different networks, in the order of the first one.
+
+    Attributes:
+      first: network of each pair.
+      second: likewise.
+      reverse: index of the pair the other way round.
+    """
+
+    first: np.ndarray
+    second: np.ndarray
+    reverse: np.ndarray
+
+    @classmethod
+    def of(cls, n: int) -> "_Pairs":
+        """All pairs of n networks."""
+        pairs = [(i, j) for i in range(n) for j in range(n) if i != j]
+        table = np.array(pairs, int).reshape(-1, 2)
+        reverse = np.array([pairs.index((j, i)) for i, j in pairs], int)
+        return cls(table[:, 0], table[:, 1], reverse)
+
+    def turned(self, x: Shaped[Array, "u s s ..."]) -> Shaped[Array, "u s s ..."]:
+        """At [u, k, z], what x has for the other direction of pair u and of the stages k and z."""
+        return jnp.swapaxes(x[self.reverse], 1, 2)
+
+
 def _in_batch(
-    embeddings: Array,
+    embeddings: Float[Array, "n s b d"],
     labels: Array,
-    inter_weights: Array,
-    intra_weights: Array,
+    inter_weights: Float[Array, "u s s b"],
+    intra_weights: Float[Array, "n s b"],
     *,
     temperature: float,
     soft_temperature: float,
     groups: int,
 ) -> MutualContrastive:
-    """The terms among m sources `[m b d]` weighted by `[m m b]` and `[m b]`, group by group."""
+    """The terms among all stages, group by group; weights of `_Pairs`, and of single stages."""
     b = labels.shape[0]
     if groups < 1 or b % groups:
         raise UserError(f"groups is {groups}; expected a divisor of the batch size, which is {b}")
@@ -222,38 +250,46 @@ def _in_batch(
 
     # Mapped over the groups, every operation is apart along the axis by which a batch is sharded.
     one_group = partial(_in_one_group, temperature=temperature, soft_temperature=soft_temperature)
-    terms = jax.vmap(one_group, in_axes=(1, 0, 2, 1))(
-        split(embeddings, 1), split(labels, 0), split(inter_weights, 2), split(intra_weights, 1)
+    terms = jax.vmap(one_group, in_axes=(2, 0, 3, 2))(
+        split(embeddings, 2), split(labels, 0), split(inter_weights, 3), split(intra_weights, 2)
     )
     return MutualContrastive(*(term.reshape(b).astype(embeddings.dtype) for term in terms))
 
 
 def _in_one_group(
-    embeddings: Array,
+    embeddings: Float[Array, "n s b d"],
     labels: Array,
-    inter_weights: Array,
-    intra_weights: Array,
+    inter_weights: Float[Array, "u s s b"],
+    intra_weights: Float[Array, "n s b"],
     *,
     temperature: float,
     soft_temperature: float,
 ) -> MutualContrastive:
     """The terms among the examples of one group, each with all others of its group."""
-    logits = _logits("pid,qjd->pqij", embeddings, embeddings, temperature=temperature)
+    pairs = _Pairs.of(len(embeddings))
+    first, second = embeddings[pairs.first], embeddings[pairs.second]
+    # Both directions by a product each: a transpose would be an exchange between devices.
+    inter = _logits("ukbd,uzcd->ukzbc", first, second, temperature=temperature)
+    intra = _logits("nkbd,nkcd->nkbc", embeddings, embeddings, temperature=temperature)
     itself = jnp.eye(labels.shape[0], dtype=bool)
     positives = (labels[:, None] == labels[None, :]) & ~itself
-    # The lowest number instead of -inf: an anchor alone in its group has no other column.
-    others = jnp.where(itself[None, None], jnp.finfo(logits.dtype).min, logits)
-    contrast = _contrast(others, positives)
-    log_p = jax.nn.log_softmax(logits / soft_temperature)
-    same = jnp.arange(embeddings.shape[0])
-    return _terms(
-        contrast,
-        contrast[same, same],
-        log_p,
-        log_p[same, same],
-        inter_weights,
-        intra_weights,
-        soft_temperature=soft_temperature,
+
+    def contrast(logits: Array) -> Array:
+        # The lowest number instead of -inf: an anchor alone in its group has no other column.
+        return _contrast(jnp.where(itself, jnp.finfo(logits.dtype).min, logits), positives)
+
+    inter_log_p = jax.nn.log_softmax(inter / soft_temperature)
+    intra_log_p = jax.nn.log_softmax(intra / soft_temperature)
+    soft_inter = _divergence(inter_log_p, pairs.turned(inter_log_p))
+    soft_intra = _divergence(
+        intra_log_p[pairs.first][:, :, None], intra_log_p[pairs.second][:, None]
+    )
+    square = soft_temperature**2
+    return MutualContrastive(
+        vcl=jnp.sum(intra_weights * contrast(intra), axis=(0, 1)),
+        icl=jnp.sum(inter_weights * contrast(inter), axis=(0, 1, 2)),
+        soft_vcl=square * jnp.sum(inter_weights * soft_intra, axis=(0, 1, 2)),
+        soft_icl=square * jnp.sum(inter_weights * soft_inter, axis=(0, 1, 2)),
     )
 
 

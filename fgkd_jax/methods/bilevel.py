@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 
 from fgkd_jax.errors import UserError
-from fgkd_jax.typing import Array, PyTree
+from fgkd_jax.typing import Array, Bool, PyTree
 
-Objective = Callable[[PyTree], Array]
+Objective = Callable[[PyTree, PyTree, Bool[Array, ""]], Array]
+"""`(params, meta_params, outer) -> scalar`: the outer loss, or the inner one where it is False."""
 
 
 def unrolled_gradient(
-    inner: Callable[[PyTree, PyTree], Array],
-    outer: Objective,
+    objective: Objective,
     params: PyTree,
     meta_params: PyTree,
     *,
@@ -29,19 +29,21 @@ def unrolled_gradient(
         v_{t+1} = momentum v_t + d_t + weight_decay theta_t
         theta_{t+1} = theta_t - learning_rate v_{t+1}
 
-    for `inner_steps` steps on `inner(theta, phi)`, then one on `outer(theta)`; the result is
-    d outer(theta_T) / d phi at the last theta. What the losses stop the gradient of is a constant
-    here too, in every order.
+    for `inner_steps` steps on the inner loss, then one on the outer loss, which must not depend on
+    phi; the result is d outer(theta_T) / d phi at the last theta. What the losses stop the gradient
+    of is a constant here too, in every order.
 
-    Memory grows with the parameters and not with the activations of all steps: each step is
-    computed again on the way back (`jax.checkpoint`).
+    Both losses are one function, so that a network which they share is compiled once. The way back
+    takes the second derivatives along one direction a step, forward over reverse: a program of
+    about three gradients, whatever `inner_steps`. Memory grows with the parameters of all steps,
+    and holds the activations of one.
 
     Args:
-      inner: `(params, meta_params) -> scalar`, the loss that phi shapes.
-      outer: `params -> scalar`, the loss that matters.
+      objective: `(params, meta_params, outer) -> scalar`. `outer` is a traced bool: choose by
+        `jnp.where`, the losses or what they are computed from.
       params: theta, before the first step; not changed.
       meta_params: phi.
-      inner_steps: steps on `inner`, at least 1.
+      inner_steps: steps on the inner loss, at least 1.
       learning_rate: of every step.
       momentum: of the heavy-ball momentum, which begins at zero.
       weight_decay: coupled, for every parameter.
@@ -59,21 +61,43 @@ def unrolled_gradient(
     """
     if inner_steps < 1:
         raise UserError(f"inner_steps is {inner_steps}; expected at least 1")
+    tree_map = jax.tree.map
 
-    def update(carry: tuple[PyTree, PyTree], grads: PyTree) -> tuple[PyTree, PyTree]:
-        theta, velocity = carry
-        velocity = jax.tree.map(
+    def forth(
+        carry: tuple[PyTree, ...], outer: Array
+    ) -> tuple[tuple[PyTree, ...], tuple[PyTree, Array]]:
+        theta, velocity, *_ = carry
+        loss, grads = jax.value_and_grad(objective)(theta, meta_params, outer)
+        velocity = tree_map(
             lambda v, g, t: momentum * v + g + weight_decay * t, velocity, grads, theta
         )
-        return jax.tree.map(lambda t, v: t - learning_rate * v, theta, velocity), velocity
+        moved = tree_map(lambda t, v: t - learning_rate * v, theta, velocity)
+        return (moved, velocity, loss, grads), (theta, outer)
 
-    def final_loss(phi: PyTree) -> Array:
-        def step(carry: tuple[PyTree, PyTree], _: None) -> tuple[tuple[PyTree, PyTree], None]:
-            return update(carry, jax.grad(inner)(carry[0], phi)), None
+    def back(
+        carry: tuple[PyTree, ...], step: tuple[PyTree, Array]
+    ) -> tuple[tuple[PyTree, ...], None]:
+        by_theta, by_velocity, by_phi = carry
+        theta, outer = step
+        by_velocity = tree_map(lambda v, t: v - learning_rate * t, by_velocity, by_theta)
+        _, (curvature, mixed) = jax.jvp(
+            lambda theta: jax.grad(objective, argnums=(0, 1))(theta, meta_params, outer),
+            (theta,),
+            (by_velocity,),
+        )
+        by_theta = tree_map(
+            lambda t, v, c: t + weight_decay * v + c, by_theta, by_velocity, curvature
+        )
+        by_velocity = tree_map(lambda v: momentum * v, by_velocity)
+        return (by_theta, by_velocity, tree_map(jnp.add, by_phi, mixed)), None
 
-        start = params, jax.tree.map(jnp.zeros_like, params)
-        carry, _ = jax.lax.scan(jax.checkpoint(step), start, None, length=inner_steps)
-        theta, _ = update(carry, jax.checkpoint(jax.grad(outer))(carry[0]))
-        return outer(theta)
-
-    return jax.value_and_grad(final_loss)(meta_params)
+    zeros = tree_map(jnp.zeros_like, params)
+    dtype = jax.eval_shape(objective, params, meta_params, jnp.array(True)).dtype
+    # The last step is not taken: it is there for its loss and its gradient.
+    outer = jnp.arange(inner_steps + 2) >= inner_steps
+    start = params, zeros, jnp.zeros((), dtype), zeros
+    (_, _, loss, grads), steps = jax.lax.scan(forth, start, outer)
+    taken = tree_map(lambda x: x[:-1], steps)
+    end = grads, zeros, tree_map(jnp.zeros_like, meta_params)
+    (_, _, by_phi), _ = jax.lax.scan(back, end, taken, reverse=True)
+    return loss, by_phi

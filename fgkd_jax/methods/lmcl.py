@@ -206,21 +206,18 @@ class LMCL(MutualOptions):
         images = self.images(batch, key, train=True)
         count = jnp.maximum(1, jnp.sum(batch["mask"]))
 
-        def inner(params: PyTree, match: PyTree) -> Array:
+        def objective(params: PyTree, match: PyTree, outer: Array) -> Array:
             outputs, _ = self._apply(variables, params, images, train=True)
             terms = self._contrast(outputs, batch, self._match_weights(match, outputs))
             kept = masked(terms, batch["mask"]).values()
-            return sum(term.weight * jnp.sum(term.sum) for term in kept) / count
-
-        def outer(params: PyTree) -> Array:
-            outputs, _ = self._apply(variables, params, images, train=True)
+            contrast = sum(term.weight * jnp.sum(term.sum) for term in kept)
             logits = outputs.logits.reshape(-1, *outputs.logits.shape[2:])
             losses = jax.vmap(cross_entropy, in_axes=(0, None))(logits, batch["label"])
-            return jnp.sum(jnp.where(batch["mask"][None], losses, 0.0)) / count
+            task = jnp.sum(jnp.where(batch["mask"][None], losses, 0.0))
+            return jnp.where(outer, task, contrast) / count
 
         loss, grads = unrolled_gradient(
-            inner,
-            outer,
+            objective,
             variables["params"],
             variables[MATCH],
             inner_steps=self.inner_steps,

@@ -17,7 +17,7 @@ def test_a_quadratic_by_hand():
     # v = mu phi + theta_1 and theta_2 = theta_1 - a v.
     a, mu, theta, phi = 0.1, 0.9, 2.0, 3.0
     loss, grad = unrolled_gradient(
-        lambda t, p: p * t, lambda t: t**2 / 2, jnp.float32(theta), jnp.float32(phi),
+        lambda t, p, outer: jnp.where(outer, t**2 / 2, p * t), jnp.float32(theta), jnp.float32(phi),
         inner_steps=1, learning_rate=a, momentum=mu,
     )  # fmt: skip
     first = theta - a * phi
@@ -33,15 +33,13 @@ def test_finite_differences(steps):
         theta = {"w": jnp.asarray(rng.normal(size=4)), "b": jnp.asarray(rng.normal())}
         phi = jnp.asarray(rng.normal(size=4))
 
-        def inner(t, p):
-            return jnp.sum(jnp.sin(t["w"] * p)) + t["b"] ** 2 * jnp.sum(p)
-
-        def outer(t):
-            return jnp.sum(jnp.cos(t["w"])) * t["b"]
+        def objective(t, p, outer):
+            inner = jnp.sum(jnp.sin(t["w"] * p)) + t["b"] ** 2 * jnp.sum(p)
+            return jnp.where(outer, jnp.sum(jnp.cos(t["w"])) * t["b"], inner)
 
         def run(p):
             return unrolled_gradient(
-                inner, outer, theta, p,
+                objective, theta, p,
                 inner_steps=steps, learning_rate=0.1, momentum=0.8, weight_decay=0.05,
             )  # fmt: skip
 
@@ -54,7 +52,7 @@ def test_finite_differences(steps):
 
 def test_the_number_of_steps_is_checked():
     with pytest.raises(UserError, match="inner_steps is 0; expected at least 1"):
-        unrolled_gradient(lambda t, p: t * p, lambda t: t, 1.0, 1.0, inner_steps=0, learning_rate=1)
+        unrolled_gradient(lambda t, p, outer: t * p, 1.0, 1.0, inner_steps=0, learning_rate=1)
 
 
 # The released L-MCL on a network of three linear stages
@@ -112,25 +110,23 @@ def test_the_exact_gradient_of_lmcl(shared, iteration):
         phi = tree(arrays, before)
         x, labels = jnp.asarray(arrays[f"{it}x"]), jnp.asarray(arrays[f"{it}labels"])
 
-        def inner(theta, phi):
+        def objective(theta, phi, outer):
             features = features_of(theta["net"], x)
             terms = layerwise_mutual_contrastive(
                 embeddings_of(theta["heads"], features), labels, weights_of(phi, features)
             )
             weights = meta["weights"]
             named = {"alpha": "vcl", "beta": "icl", "gamma": "soft_vcl", "lam": "soft_icl"}
-            return sum(weights[w] * jnp.mean(getattr(terms, t)) for w, t in named.items())
-
-        def outer(theta):
-            features = features_of(theta["net"], x)
-            return sum(
+            contrast = sum(weights[w] * jnp.mean(getattr(terms, t)) for w, t in named.items())
+            task = sum(
                 jnp.mean(cross_entropy(linear(theta["net"], f"fc.{i}.{k}", h), labels))
                 for i, stages in enumerate(features) for k, h in enumerate(stages)
             )  # fmt: skip
+            return jnp.where(outer, task, contrast)
 
         loss, grads = jax.jit(
             lambda theta, phi: unrolled_gradient(
-                inner, outer, theta, phi,
+                objective, theta, phi,
                 inner_steps=meta["times"], learning_rate=meta["lr"],
                 momentum=meta["meta_momentum"], weight_decay=meta["weight_decay"],
             )

@@ -6,10 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from fgkd_jax.errors import UserError
-from fgkd_jax.typing import Array, Bool, PyTree
+from fgkd_jax.typing import Array, Int, PyTree
 
-Objective = Callable[[PyTree, PyTree, Bool[Array, ""]], Array]
-"""`(params, meta_params, outer) -> scalar`: the outer loss, or the inner one where it is False."""
+Objective = Callable[[PyTree, PyTree, Int[Array, ""]], Array]
+"""`(params, meta_params, phase) -> scalar`: the loss of a phase, one of the three below."""
+
+INNER, OUTER, JUDGE = 0, 1, 2
+"""The steps on the inner loss, the step on the outer loss, and what is made of them all."""
 
 
 def unrolled_gradient(
@@ -29,18 +32,19 @@ def unrolled_gradient(
         v_{t+1} = momentum v_t + d_t + weight_decay theta_t
         theta_{t+1} = theta_t - learning_rate v_{t+1}
 
-    for `inner_steps` steps on the inner loss, then one on the outer loss, which must not depend on
-    phi; the result is d outer(theta_T) / d phi at the last theta. What the losses stop the gradient
-    of is a constant here too, in every order.
+    for `inner_steps` steps on the inner loss, then one on the outer loss; the result is d judge(
+    theta_T) / d phi at the last theta. The judge is the outer loss, perhaps on other examples;
+    neither may depend on phi. What the losses stop the gradient of is a constant here too, in every
+    order.
 
-    Both losses are one function, so that a network which they share is compiled once. The way back
+    The losses are one function, so that a network which they share is compiled once. The way back
     takes the second derivatives along one direction a step, forward over reverse: a program of
     about three gradients, whatever `inner_steps`. Memory grows with the parameters of all steps,
     and holds the activations of one.
 
     Args:
-      objective: `(params, meta_params, outer) -> scalar`. `outer` is a traced bool: choose by
-        `jnp.where`, the losses or what they are computed from.
+      objective: `(params, meta_params, phase) -> scalar`. The phase is a traced integer, `INNER`,
+        `OUTER` or `JUDGE`: choose by `jnp.where`, the losses or what they are computed from.
       params: theta, before the first step; not changed.
       meta_params: phi.
       inner_steps: steps on the inner loss, at least 1.
@@ -49,7 +53,7 @@ def unrolled_gradient(
       weight_decay: coupled, for every parameter.
 
     Returns:
-      The outer loss at the end, and its gradient by `meta_params`.
+      The judge's loss, and its gradient by `meta_params`.
 
     Raises:
       UserError: `inner_steps` is below 1.
@@ -64,24 +68,24 @@ def unrolled_gradient(
     tree_map = jax.tree.map
 
     def forth(
-        carry: tuple[PyTree, ...], outer: Array
+        carry: tuple[PyTree, ...], phase: Array
     ) -> tuple[tuple[PyTree, ...], tuple[PyTree, Array]]:
         theta, velocity, *_ = carry
-        loss, grads = jax.value_and_grad(objective)(theta, meta_params, outer)
+        loss, grads = jax.value_and_grad(objective)(theta, meta_params, phase)
         velocity = tree_map(
             lambda v, g, t: momentum * v + g + weight_decay * t, velocity, grads, theta
         )
         moved = tree_map(lambda t, v: t - learning_rate * v, theta, velocity)
-        return (moved, velocity, loss, grads), (theta, outer)
+        return (moved, velocity, loss, grads), (theta, phase)
 
     def back(
         carry: tuple[PyTree, ...], step: tuple[PyTree, Array]
     ) -> tuple[tuple[PyTree, ...], None]:
         by_theta, by_velocity, by_phi = carry
-        theta, outer = step
+        theta, phase = step
         by_velocity = tree_map(lambda v, t: v - learning_rate * t, by_velocity, by_theta)
         _, (curvature, mixed) = jax.jvp(
-            lambda theta: jax.grad(objective, argnums=(0, 1))(theta, meta_params, outer),
+            lambda theta: jax.grad(objective, argnums=(0, 1))(theta, meta_params, phase),
             (theta,),
             (by_velocity,),
         )
@@ -92,11 +96,11 @@ def unrolled_gradient(
         return (by_theta, by_velocity, tree_map(jnp.add, by_phi, mixed)), None
 
     zeros = tree_map(jnp.zeros_like, params)
-    dtype = jax.eval_shape(objective, params, meta_params, jnp.array(True)).dtype
-    # The last step is not taken: it is there for its loss and its gradient.
-    outer = jnp.arange(inner_steps + 2) >= inner_steps
+    dtype = jax.eval_shape(objective, params, meta_params, jnp.array(JUDGE)).dtype
+    # The last of these steps is not taken: it is there for its loss and its gradient.
+    phases = jnp.array([INNER] * inner_steps + [OUTER, JUDGE])
     start = params, zeros, jnp.zeros((), dtype), zeros
-    (_, _, loss, grads), steps = jax.lax.scan(forth, start, outer)
+    (_, _, loss, grads), steps = jax.lax.scan(forth, start, phases)
     taken = tree_map(lambda x: x[:-1], steps)
     end = grads, zeros, tree_map(jnp.zeros_like, meta_params)
     (_, _, by_phi), _ = jax.lax.scan(back, end, taken, reverse=True)

@@ -22,7 +22,7 @@ from fgkd_jax.errors import UserError
 from fgkd_jax.losses.classification import cross_entropy
 from fgkd_jax.losses.contrastive import layerwise_mutual_contrastive
 from fgkd_jax.losses.distillation import aggregated_task
-from fgkd_jax.methods.bilevel import unrolled_gradient
+from fgkd_jax.methods.bilevel import INNER, unrolled_gradient
 from fgkd_jax.methods.lmcl_network import StagedNetworks, StageOutputs
 from fgkd_jax.methods.mutual import (
     MutualOptions,
@@ -206,7 +206,7 @@ class LMCL(MutualOptions):
         images = self.images(batch, key, train=True)
         count = jnp.maximum(1, jnp.sum(batch["mask"]))
 
-        def objective(params: PyTree, match: PyTree, outer: Array) -> Array:
+        def objective(params: PyTree, match: PyTree, phase: Array) -> Array:
             outputs, _ = self._apply(variables, params, images, train=True)
             terms = self._contrast(outputs, batch, self._match_weights(match, outputs))
             kept = masked(terms, batch["mask"]).values()
@@ -214,7 +214,7 @@ class LMCL(MutualOptions):
             logits = outputs.logits.reshape(-1, *outputs.logits.shape[2:])
             losses = jax.vmap(cross_entropy, in_axes=(0, None))(logits, batch["label"])
             task = jnp.sum(jnp.where(batch["mask"][None], losses, 0.0))
-            return jnp.where(outer, task, contrast) / count
+            return jnp.where(phase == INNER, contrast, task) / count
 
         loss, grads = unrolled_gradient(
             objective,

@@ -9,7 +9,7 @@ import pytest
 
 from fgkd_jax.errors import UserError
 from fgkd_jax.losses import cross_entropy, layerwise_mutual_contrastive, normalize_embeddings
-from fgkd_jax.methods.bilevel import unrolled_gradient
+from fgkd_jax.methods.bilevel import INNER, JUDGE, OUTER, unrolled_gradient
 
 
 def test_a_quadratic_by_hand():
@@ -17,7 +17,8 @@ def test_a_quadratic_by_hand():
     # v = mu phi + theta_1 and theta_2 = theta_1 - a v.
     a, mu, theta, phi = 0.1, 0.9, 2.0, 3.0
     loss, grad = unrolled_gradient(
-        lambda t, p, outer: jnp.where(outer, t**2 / 2, p * t), jnp.float32(theta), jnp.float32(phi),
+        lambda t, p, phase: jnp.where(phase == INNER, p * t, t**2 / 2),
+        jnp.float32(theta), jnp.float32(phi),
         inner_steps=1, learning_rate=a, momentum=mu,
     )  # fmt: skip
     first = theta - a * phi
@@ -33,9 +34,13 @@ def test_finite_differences(steps):
         theta = {"w": jnp.asarray(rng.normal(size=4)), "b": jnp.asarray(rng.normal())}
         phi = jnp.asarray(rng.normal(size=4))
 
-        def objective(t, p, outer):
+        def objective(t, p, phase):
             inner = jnp.sum(jnp.sin(t["w"] * p)) + t["b"] ** 2 * jnp.sum(p)
-            return jnp.where(outer, jnp.sum(jnp.cos(t["w"])) * t["b"], inner)
+            outer = jnp.sum(jnp.cos(t["w"])) * t["b"]
+            judge = jnp.sum(t["w"] ** 3) - t["b"]
+            return jnp.select(
+                [phase == INNER, phase == OUTER, phase == JUDGE], [inner, outer, judge]
+            )
 
         def run(p):
             return unrolled_gradient(
@@ -52,7 +57,7 @@ def test_finite_differences(steps):
 
 def test_the_number_of_steps_is_checked():
     with pytest.raises(UserError, match="inner_steps is 0; expected at least 1"):
-        unrolled_gradient(lambda t, p, outer: t * p, 1.0, 1.0, inner_steps=0, learning_rate=1)
+        unrolled_gradient(lambda t, p, phase: t * p, 1.0, 1.0, inner_steps=0, learning_rate=1)
 
 
 # The released L-MCL on a network of three linear stages
@@ -110,7 +115,7 @@ def test_the_exact_gradient_of_lmcl(shared, iteration):
         phi = tree(arrays, before)
         x, labels = jnp.asarray(arrays[f"{it}x"]), jnp.asarray(arrays[f"{it}labels"])
 
-        def objective(theta, phi, outer):
+        def objective(theta, phi, phase):
             features = features_of(theta["net"], x)
             terms = layerwise_mutual_contrastive(
                 embeddings_of(theta["heads"], features), labels, weights_of(phi, features)
@@ -122,7 +127,7 @@ def test_the_exact_gradient_of_lmcl(shared, iteration):
                 jnp.mean(cross_entropy(linear(theta["net"], f"fc.{i}.{k}", h), labels))
                 for i, stages in enumerate(features) for k, h in enumerate(stages)
             )  # fmt: skip
-            return jnp.where(outer, task, contrast)
+            return jnp.where(phase == INNER, contrast, task)
 
         loss, grads = jax.jit(
             lambda theta, phi: unrolled_gradient(

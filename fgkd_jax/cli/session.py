@@ -139,7 +139,7 @@ class PipelineFeed:
 
 
 def image_spec(options: DataOptions, *, batch_size: int) -> Batch:
-    """Describes a batch of images with labels.
+    """Describes a training batch of images with labels.
 
     Args:
       options: says how large an image is.
@@ -148,7 +148,9 @@ def image_spec(options: DataOptions, *, batch_size: int) -> Batch:
     Returns:
       `jax.ShapeDtypeStruct` by key.
     """
+    others = (batch_size, options.views - 1, *options.size, 3)
     return {
+        **({"other_views": jax.ShapeDtypeStruct(others, np.uint8)} if options.views > 1 else {}),
         "image": jax.ShapeDtypeStruct((batch_size, *options.size, 3), np.uint8),
         "label": jax.ShapeDtypeStruct((batch_size,), np.int32),
         "id": jax.ShapeDtypeStruct((batch_size,), np.int32),

@@ -77,13 +77,6 @@ class MCLBank(MCL):
                 raise UserError(f"{name} is {getattr(self, name)}; expected at least 1")
         if not 0 <= self.bank_momentum <= 1:
             raise UserError(f"bank_momentum is {self.bank_momentum}; expected it in [0, 1]")
-        if self.contrast_groups != 1:
-            raise UserError(
-                f"contrast_groups is {self.contrast_groups}; expected 1, as each anchor is "
-                "contrasted with rows of a bank"
-            )
-        if not any(self.contrast_weights.values()):
-            raise UserError("all weights of the contrast are 0; expected one of them above 0")
         if self.num_examples is not None and self.num_examples <= self.num_negatives:
             raise UserError(
                 f"num_negatives is {self.num_negatives}; expected fewer than the bank has rows, "

@@ -80,6 +80,14 @@ class MutualOptions:
         for name in ("embedding_size", "contrast_groups"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if not self.contrasts_batch:
+            if self.contrast_groups != 1:
+                raise UserError(
+                    f"contrast_groups is {self.contrast_groups}; expected 1, as no example is "
+                    "contrasted with others of the batch"
+                )
+            if not any(self.contrast_weights.values()):
+                raise UserError("all weights of the contrast are 0; expected one of them above 0")
         _ = self.backbones  # a wrong name or option is told at once
 
     @property

@@ -32,6 +32,7 @@ def write_config(folder, photographs, method):
                         "dataset": "image_folder", "data_dir": {str(photographs)!r},
                         "image_size": 8, "train_geometry": "shift_crop",
                         "eval_geometry": "resize", "images_per_class": 2,
+                        "views": {2 if method["name"] == "mcl_moco" else 1},
                     }},
                     "optim": {{"name": "sgd", "momentum": 0.9, "learning_rate": 0.05}},
                     "train": {{
@@ -51,6 +52,7 @@ def write_config(folder, photographs, method):
 METHODS = {
     "mcl": {"name": "mcl", "dropout": 0.1, "mutual_learning_weight": 0.5},
     "mcl_bank": {"name": "mcl_bank", "num_negatives": 30, "num_positives": 3},
+    "mcl_moco": {"name": "mcl_moco", "queue_size": 20, "key_momentum": 0.9},
     "lmcl": {"name": "lmcl", "meta_every": 2, "inner_steps": 1, "match_size": 3},
 }
 
@@ -77,7 +79,7 @@ def test_a_run_resumes_bit_for_bit_and_reports_every_network(name, photographs, 
 
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     trained = [line for line in lines if line["split"] == "train"]
-    if name == "mcl_bank":
+    if name in ("mcl_bank", "mcl_moco"):
         assert all(line["loss/soft_icl"] > 0 for line in trained)
     else:
         assert all(line["with_positive"] == 1.0 for line in trained)

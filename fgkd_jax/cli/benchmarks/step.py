@@ -94,7 +94,8 @@ def prepared(experiment: Experiment, *, batch_size: int | None = None) -> Experi
         raise UserError(f"the method's task is '{method.task}'; expected one of {', '.join(TASKS)}")
     if method.num_classes is None:
         method = dataclasses.replace(method, num_classes=CLASSES)
-    if isinstance(method, IndexedMethod) and method.num_examples is None:
+    indexed = isinstance(method, IndexedMethod)
+    if indexed and method.num_examples is None:
         method = dataclasses.replace(method, num_examples=EXAMPLES)
     train = experiment.train
     train = dataclasses.replace(train, batch_size=batch_size or train.batch_size)

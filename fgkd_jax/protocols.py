@@ -130,6 +130,41 @@ class MetaMethod(Protocol):
 
 
 @runtime_checkable
+class IndexedMethod(Protocol):
+    """A method that keeps something for every example of the training split.
+
+    Attributes:
+      num_examples: how many there are; None until the data set is known.
+    """
+
+    num_examples: int | None
+
+    def constants(self, labels: Any, ids: Any) -> dict[str, Any]:
+        """Computes the `constants` collection from the training split, on the host.
+
+        Args:
+          labels: int64 [N], of the split that is trained on.
+          ids: int64 [N].
+
+        Returns:
+          Arrays of the shapes that `init` gives the collection.
+        """
+        ...
+
+
+@runtime_checkable
+class SplitMethod(Protocol):
+    """A method with state too large to be held whole by every device.
+
+    Attributes:
+      split_axes: for collections of its state that devices share, the axis of their arrays that
+        is divided.
+    """
+
+    split_axes: ClassVar[Mapping[str, int]]
+
+
+@runtime_checkable
 class Evaluator(Protocol):
     """Counts on the device, figures on the host: exact whatever the sharding and the padding."""
 

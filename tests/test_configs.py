@@ -104,6 +104,9 @@ VARIANTS = (
     "mcl_cifar100:wrn_16_2,cifar_shufflenet_v2_x0_5",
     "mcl_cifar100:dml,cifar_hcgnet_a1",
     "lmcl_cifar100:wrn_16_2,cifar_resnet32",
+    "mcl_imagenet:resnet34,shufflenet_v2_x1_0",
+    "mcl_imagenet:ensemble,shufflenet_v2_x0_5",
+    "mcl_moco_imagenet:resnet50",
 )
 
 
@@ -134,6 +137,7 @@ def test_controls_are_configs(name):
         ("tasn_birds:oracle", "no variant 'oracle'; expected one of"),
         ("mcl_birds:dlm", "no preset 'dlm'; did you mean 'dml'"),
         ("mcl_cifar100:dml,resnet31", "no network 'resnet31'; expected some of cifar_resnet32, "),
+        ("mcl_imagenet:dml,wrn_16_2", "no network 'wrn_16_2'; expected some of resnet18, "),
         ("lmcl_cifar100:wrn_16_2,", "no network ''; expected some of cifar_resnet32, "),
         ("classify_birds:longest", "no variant 'longest'; did you mean 'longer'"),
     ],
@@ -154,6 +158,20 @@ def test_the_reference_preset_trains_as_released():
     assert (method.out_size, method.attention_scale, method.temperature) == (336, 7.0, 10.0)
     assert (optim.learning_rate, optim.momentum, optim.weight_decay) == (0.1, 0.0, 0.0)
     assert experiment.train.steps == round(300 * 5994 / 96)
+
+
+def test_imagenet_is_learned_as_released():
+    experiment = load_config("mcl_imagenet")
+    method, optim = experiment.method, experiment.optim
+    assert (method.num_positives, method.num_negatives, method.bank_momentum) == (2, 8192, 0.5)
+    assert (method.temperature, method.soft_temperature, method.embedding_size) == (0.07, 3.0, 128)
+    assert tuple(method.contrast_weights.values()) == (0.1, 0.1, 1.0, 1.0)
+    assert (optim.learning_rate, optim.weight_decay, optim.decay_factor) == (0.1, 1e-4, 0.1)
+    assert experiment.train.batch_size == 256
+    moco = load_config("mcl_moco_imagenet")
+    assert (moco.method.queue_size, moco.method.key_momentum) == (65536, 0.999)
+    assert set(moco.method.contrast_weights.values()) == {1.0}
+    assert (moco.optim.learning_rate, moco.optim.nesterov) == (0.03, False)
 
 
 def test_a_config_takes_an_argument():

@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from fgkd_jax.cli.recipes import NO_RUN
+from fgkd_jax.cli.recipes import NO_RUN, photographs
 from fgkd_jax.errors import UserError
 
 MUTUAL_PAIRS: tuple[str, ...] = (
@@ -21,6 +21,15 @@ MUTUAL_PAIRS: tuple[str, ...] = (
     "cifar_hcgnet_a2",
 )
 """Networks for small images that learn from each other, in pairs of any two or more of them."""
+
+IMAGENET_PAIRS: tuple[str, ...] = (
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "shufflenet_v2_x0_5",
+    "shufflenet_v2_x1_0",
+)
+"""Networks for photographs that learn from each other, likewise."""
 
 
 def mutual_small_images(method: Mapping[str, Any], *, networks: str, title: str) -> ConfigDict:
@@ -40,14 +49,7 @@ def mutual_small_images(method: Mapping[str, Any], *, networks: str, title: str)
     Raises:
       UserError: there is no such network.
     """
-    names = networks.split(",")
-    for name in names:
-        if name not in MUTUAL_PAIRS:
-            raise UserError(
-                f"no network {name!r}; expected some of {', '.join(MUTUAL_PAIRS)}, separated by "
-                "commas"
-            )
-    names = names * 2 if len(names) == 1 else names
+    names = _names(networks, MUTUAL_PAIRS)
     return ConfigDict(
         {
             "seed": 0,
@@ -86,11 +88,81 @@ def mutual_small_images(method: Mapping[str, Any], *, networks: str, title: str)
             "report": {
                 "title": f"{title}: {' with '.join(names)}",
                 "paper": NO_RUN,
-                "figures": (
-                    "accuracy",
-                    *(f"network{i}_accuracy" for i in range(len(names))),
-                    "ensemble_accuracy",
-                ),
+                "figures": _figures(names),
             },
         }
     )
+
+
+def mutual_imagenet(
+    method: Mapping[str, Any],
+    *,
+    networks: str,
+    title: str,
+    data: Mapping[str, Any] | None = None,
+    optim: Mapping[str, Any] | None = None,
+    epochs: int = 90,
+) -> ConfigDict:
+    """Completes a config in which networks learn ImageNet together, as released.
+
+    Batches of 256, of which an epoch of all images has 5,004. One image in a hundred is held out,
+    to choose checkpoints by. Batch norm is over groups of 32, as on the 8 devices that such a
+    batch was spread over.
+
+    Args:
+      method: `name` and options besides the networks.
+      networks: names of `IMAGENET_PAIRS`, separated by commas; one stands for two of it.
+      title: of the row, before the names.
+      data: further options of the data.
+      optim: what differs from SGD at a rate of 0.1, a tenth of it after 1/3 and 2/3 of the steps.
+      epochs: how many.
+
+    Returns:
+      The config.
+
+    Raises:
+      UserError: there is no such network.
+    """
+    names = _names(networks, IMAGENET_PAIRS)
+    options = {"norm_groups": 8, "dtype": "bfloat16"}
+    config = photographs(
+        {"networks": tuple({"name": name, **options} for name in names), **method},
+        data={
+            "dataset": "tfds/imagenet2012",
+            "image_size": 224,
+            "train_geometry": "random_resized_crop",
+            "validation_fraction": 0.01,
+            **(data or {}),
+        },
+        optim={
+            "learning_rate": 0.1,
+            "schedule": "step",
+            "step_boundaries": (1 / 3, 2 / 3),
+            "decay_vectors": True,
+            **(optim or {}),
+        },
+        steps=epochs * 5004,
+        batch_size=256,
+        every_steps=5004,
+        report={"title": f"{title}: {' with '.join(names)}", "figures": _figures(names)},
+    )
+    config.train.eval_every = 5004
+    config.checkpoint.best_metric = "accuracy"
+    return config
+
+
+def _names(networks: str, known: tuple[str, ...]) -> list[str]:
+    """The networks of a list separated by commas, at least two."""
+    names = networks.split(",")
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"no network {name!r}; expected some of {', '.join(known)}, separated by commas"
+            )
+    return names * 2 if len(names) == 1 else names
+
+
+def _figures(names: list[str]) -> tuple[str, ...]:
+    """The figures of a row, every network's among them."""
+    single = (f"network{i}_accuracy" for i in range(len(names)))
+    return ("accuracy", *single, "ensemble_accuracy")

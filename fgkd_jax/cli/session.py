@@ -14,7 +14,7 @@ import numpy as np
 from fgkd_jax.cli.experiment import Experiment
 from fgkd_jax.cli.feature_cache import cached_feed
 from fgkd_jax.cli.workdir import CHECKPOINT_FOLDER, LEFT_OUT_FILE, read_json, write_json
-from fgkd_jax.data.base import Dataset
+from fgkd_jax.data.base import Dataset, labels_and_ids
 from fgkd_jax.data.class_groups import class_groups
 from fgkd_jax.data.options import DataOptions
 from fgkd_jax.data.pipeline import (
@@ -26,7 +26,7 @@ from fgkd_jax.data.pipeline import (
 from fgkd_jax.data.registry import open_dataset
 from fgkd_jax.errors import UserError, nearest
 from fgkd_jax.evaluation import EVALUATORS
-from fgkd_jax.protocols import Method
+from fgkd_jax.protocols import IndexedMethod, Method
 from fgkd_jax.train.checkpoint import Checkpointer
 from fgkd_jax.train.init import Overlay
 from fgkd_jax.train.loop import Feed, Run, Trainer
@@ -139,7 +139,7 @@ class PipelineFeed:
 
 
 def image_spec(options: DataOptions, *, batch_size: int) -> Batch:
-    """Describes a batch of images with labels.
+    """Describes a training batch of images with labels.
 
     Args:
       options: says how large an image is.
@@ -148,7 +148,9 @@ def image_spec(options: DataOptions, *, batch_size: int) -> Batch:
     Returns:
       `jax.ShapeDtypeStruct` by key.
     """
+    others = (batch_size, options.views - 1, *options.size, 3)
     return {
+        **({"other_views": jax.ShapeDtypeStruct(others, np.uint8)} if options.views > 1 else {}),
         "image": jax.ShapeDtypeStruct((batch_size, *options.size, 3), np.uint8),
         "label": jax.ShapeDtypeStruct((batch_size,), np.int32),
         "id": jax.ShapeDtypeStruct((batch_size,), np.int32),
@@ -164,18 +166,25 @@ def method_for(experiment: Experiment, dataset: Dataset) -> Method:
       dataset: its data set.
 
     Returns:
-      The method, with its number of classes.
+      The method, with its numbers of classes and, where it counts them, of training examples.
 
     Raises:
-      UserError: the method was given another number of classes.
+      UserError: the method was given another number, or needs more examples.
     """
     method: Any = experiment.method
-    if method.num_classes not in (None, dataset.info.num_classes):
-        raise UserError(
-            f"method.num_classes is {method.num_classes}, but {dataset.info.name} has "
-            f"{dataset.info.num_classes} classes"
-        )
-    return dataclasses.replace(method, num_classes=dataset.info.num_classes)
+    known = {"num_classes": dataset.info.num_classes}
+    if isinstance(method, IndexedMethod):
+        known["num_examples"] = dataset.info.splits["train"]
+    for name, value in known.items():
+        if getattr(method, name) not in (None, value):
+            raise UserError(
+                f"method.{name} is {getattr(method, name)}, but {dataset.info.name} has {value} "
+                f"{_COUNTED[name]}"
+            )
+    return dataclasses.replace(method, **known)
+
+
+_COUNTED = {"num_classes": "classes", "num_examples": "training examples"}
 
 
 def open_run(experiment: Experiment, *, dataset: Dataset) -> Run:
@@ -225,6 +234,7 @@ def open_run(experiment: Experiment, *, dataset: Dataset) -> Run:
         optimizer=experiment.optim,
         seed=experiment.seed,
         overlay=_overlay(experiment) if weights else None,
+        constants=_constants(method, dataset),
         validation="validation" if "validation" in dataset.info.splits else None,
         metadata={
             "data fingerprint": dataset.info.fingerprint,
@@ -234,6 +244,13 @@ def open_run(experiment: Experiment, *, dataset: Dataset) -> Run:
             },
         },
     )
+
+
+def _constants(method: Method, dataset: Dataset) -> dict[str, Any] | None:
+    """What a method keeps of the training examples; None where it keeps nothing."""
+    if not isinstance(method, IndexedMethod):
+        return None
+    return method.constants(*labels_and_ids(dataset.source("train")))
 
 
 def _weight_files(experiment: Experiment) -> dict[str, str]:

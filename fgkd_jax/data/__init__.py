@@ -27,6 +27,10 @@ Classification:
 the last batch is filled up, and where an image that cannot be read is skipped
 (`on_corrupt="skip"`); such a row has id -1 and everything else 0.
 
+With `DataOptions.views` of v > 1 a training batch also has `other_views`, uint8
+[b, v - 1, h, w, 3]: more views of the same images, each cut out and flipped by draws of its own.
+Everything else in the batch belongs to `image`.
+
 Training batches are shuffled, or come in groups of images of one class
 (`DataOptions.images_per_class`).
 

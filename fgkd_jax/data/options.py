@@ -27,6 +27,8 @@ class DataOptions:
       max_shift: of "shift_crop": pixels of the original image.
       box_margin: of "box": added on each side, as a share of the box.
       flip_probability: of a mirror image in training, in [0, 1].
+      views: of each training image, each with a geometry of its own; those after the first are the
+        batch's `other_views`. The first is the one that there would be without them.
       images_per_class: 0 shuffles the training images. Otherwise a batch consists of groups of so
         many images of one class, of different classes where there are enough; 2 with a batch of 128
         gives 64 pairs, as contrastive losses want them. `train_iterator` says more.
@@ -55,6 +57,7 @@ class DataOptions:
     max_shift: int = 4
     box_margin: float = 0.1
     flip_probability: float = 0.5
+    views: int = 1
     images_per_class: int = 0
     validation_fraction: float = 0.0
     validation_seed: int = 0
@@ -80,6 +83,7 @@ class DataOptions:
         check_value("box_margin", self.box_margin, self.box_margin >= 0, "at least 0")
         p = self.flip_probability
         check_value("flip_probability", p, 0 <= p <= 1, "in [0, 1]")
+        check_value("views", self.views, self.views >= 1, "at least 1")
         m = self.images_per_class
         check_value("images_per_class", m, m >= 0, "at least 0")
         f = self.validation_fraction

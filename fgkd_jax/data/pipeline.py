@@ -137,7 +137,7 @@ def train_iterator(
         )
         stream = grain.MapDataset.range(sys.maxsize).seed(seed)
     geometry = train_transform(options, dataset.info)
-    load = _Loader(source, dataset.info, options, geometry, groups)
+    load = _Loader(source, dataset.info, options, geometry, groups, options.views)
     # Batches come before the slice, so that a process takes whole blocks of consecutive rows.
     batches = stream.random_map(load.train).batch(rows, drop_remainder=True, batch_fn=_collate)
     batches = batches[start_step * process_count + process_index :: process_count]
@@ -194,6 +194,7 @@ class _Loader:
     options: DataOptions
     transform: transforms.Transform
     groups: ClassGroups | None = None
+    views: int = 1
 
     def train(self, element: int, rng: np.random.Generator) -> Example:
         """The example of an element of the stream, or the first to replace it that can be read."""
@@ -259,12 +260,16 @@ class _Loader:
                 f"image {name}: is {list(image.shape[:2])} and its mask "
                 f"{list(example['mask'].shape)}; expected the same height and width"
             )
-        example = self.transform({**example, "image": image}, rng)
+        decoded = {**example, "image": image}
+        example = self.transform(decoded, rng)
         row = {"image": example["image"], "label": label, "id": int(example["id"])}
         for key in self.options.extra_keys:
             if key not in example:
                 raise UserError(f"image {name}: has no {key!r}{nearest(key, example)}")
             row[_RENAMED.get(key, key)] = example[key]
+        if self.views > 1:
+            others = [self.transform(decoded, rng)["image"] for _ in range(self.views - 1)]
+            row["other_views"] = np.stack(others)
         return row
 
     @functools.cached_property

@@ -3,9 +3,18 @@
 from fgkd_jax.methods.classifier import Classifier
 from fgkd_jax.methods.lmcl import LMCL
 from fgkd_jax.methods.mcl import MCL
+from fgkd_jax.methods.mcl_bank import MCLBank
+from fgkd_jax.methods.mcl_moco import MCLMoCo
 from fgkd_jax.methods.tasn import TASN
 
-METHODS = {"classifier": Classifier, "lmcl": LMCL, "mcl": MCL, "tasn": TASN}
+METHODS = {
+    "classifier": Classifier,
+    "lmcl": LMCL,
+    "mcl": MCL,
+    "mcl_bank": MCLBank,
+    "mcl_moco": MCLMoCo,
+    "tasn": TASN,
+}
 """Methods by the name that a config gives as `method.name`."""
 
-__all__ = ["LMCL", "MCL", "METHODS", "TASN", "Classifier"]
+__all__ = ["LMCL", "MCL", "METHODS", "TASN", "Classifier", "MCLBank", "MCLMoCo"]

@@ -147,17 +147,8 @@ class MCL(MutualOptions):
         Returns:
           The terms, the new batch statistics, and the figures of `MutualOptions.figures`.
         """
-        jitter_key, dropout_key = jax.random.split(key)
-        _, state, _ = split_variables(variables)
-        network: Any = self.network
-        (logits, embeddings), new = network.apply(
-            variables,
-            self.images(batch, jitter_key, train=train),
-            train=train,
-            mutable=list(state) if train else [],
-            rngs={"dropout": dropout_key},
-        )
-        terms = self._logit_terms(logits, batch)
+        logits, embeddings, state = self.run(variables, batch, key, train=train)
+        terms = self.logit_terms(logits, batch)
         if any(self.contrast_weights.values()):
             losses = mutual_contrastive(
                 embeddings,
@@ -167,10 +158,44 @@ class MCL(MutualOptions):
                 groups=self.contrast_groups,
             )
             terms |= self.contrast_terms(losses)
-        return masked(terms, batch["mask"]), {**state, **new}, self.figures(logits, batch)
+        return masked(terms, batch["mask"]), state, self.figures(logits, batch)
 
-    def _logit_terms(self, logits: Float[Array, "n b k"], batch: Batch) -> dict[str, LossTerm]:
-        """The terms that take each example by itself."""
+    def run(
+        self, variables: Variables, batch: Batch, key: Key[Array, ""], *, train: bool
+    ) -> tuple[Float[Array, "n b k"], Float[Array, "n b d"], Variables]:
+        """Runs all networks on the images of a batch.
+
+        Args:
+          variables: as `init` returns them.
+          batch: as `loss` takes it.
+          key: a typed PRNG key.
+          train: as `loss` takes it.
+
+        Returns:
+          The logits, the embeddings, and the whole model state with new batch statistics.
+        """
+        jitter_key, dropout_key = jax.random.split(key)
+        _, state, _ = split_variables(variables)
+        network: Any = self.network
+        (logits, embeddings), new = network.apply(
+            variables,
+            self.images(batch, jitter_key, train=train),
+            train=train,
+            mutable=["batch_stats"] if train else [],
+            rngs={"dropout": dropout_key},
+        )
+        return logits, embeddings, {**state, **new}
+
+    def logit_terms(self, logits: Float[Array, "n b k"], batch: Batch) -> dict[str, LossTerm]:
+        """Computes the terms without embeddings.
+
+        Args:
+          logits: of each network.
+          batch: `label` int [b].
+
+        Returns:
+          `cross_entropy` and, where they have a weight, `mutual_learning` and `ensemble`.
+        """
         labels = jnp.broadcast_to(batch["label"], logits.shape[:2])
         losses = jax.vmap(
             lambda one, label: cross_entropy(one, label, label_smoothing=self.label_smoothing)

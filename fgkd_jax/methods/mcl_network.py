@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 
 from fgkd_jax.models.heads import LinearHead, ProjectionHead
 from fgkd_jax.typing import Array, Float
@@ -19,6 +20,8 @@ class MutualNetworks(nn.Module):
       embedding_size: dimensions of the embeddings.
       shared_stages: leading stages of the first network that all of them share; 0 shares none.
       dropout: rate on the pooled features that are classified.
+      linear_projection: whether the projections are one linear layer.
+      probe: whether no gradient leaves the classifiers towards the networks.
     """
 
     networks: tuple[nn.Module, ...]
@@ -26,6 +29,8 @@ class MutualNetworks(nn.Module):
     embedding_size: int = 128
     shared_stages: int = 0
     dropout: float = 0.0
+    linear_projection: bool = False
+    probe: bool = False
 
     def setup(self) -> None:
         """Makes the heads."""
@@ -34,7 +39,9 @@ class MutualNetworks(nn.Module):
             for i in range(len(self.networks))
         ]
         self.projections = [
-            ProjectionHead(self.embedding_size, name=f"projection{i}")
+            ProjectionHead(
+                self.embedding_size, linear=self.linear_projection, name=f"projection{i}"
+            )
             for i in range(len(self.networks))
         ]
 
@@ -51,8 +58,19 @@ class MutualNetworks(nn.Module):
           Logits and embeddings of length one, of every network, float32.
         """
         pooled = self._pooled(x, train=train)
-        embeddings = [head(one) for head, one in zip(self.projections, pooled, strict=True)]
-        return self._logits(pooled, train=train), jnp.stack(embeddings)
+        return self._logits(pooled, train=train), self._embeddings(pooled)
+
+    def embed(self, x: Float[Array, "b h w 3"], *, train: bool) -> Float[Array, "n b d"]:
+        """Embeds, without the classifiers.
+
+        Args:
+          x: normalised images.
+          train: whether batch statistics are in training mode.
+
+        Returns:
+          Embeddings of length one, of every network, float32.
+        """
+        return self._embeddings(self._pooled(x, train=train))
 
     def classify(self, x: Float[Array, "b h w 3"]) -> Float[Array, "n b k"]:
         """Classifies in evaluation mode, without the projections.
@@ -65,7 +83,13 @@ class MutualNetworks(nn.Module):
         """
         return self._logits(self._pooled(x, train=False), train=False)
 
+    def _embeddings(self, pooled: list[Array]) -> Float[Array, "n b d"]:
+        heads = zip(self.projections, pooled, strict=True)
+        return jnp.stack([head(one) for head, one in heads])
+
     def _logits(self, pooled: list[Array], *, train: bool) -> Float[Array, "n b k"]:
+        if self.probe:
+            pooled = lax.stop_gradient(pooled)
         heads = zip(self.classifiers, pooled, strict=True)
         return jnp.stack([head(one, train=train) for head, one in heads])
 

@@ -42,6 +42,8 @@ class MutualOptions:
     """
 
     task: ClassVar[str] = "mutual_classification"
+    contrasts_batch: ClassVar[bool] = True
+    """Whether positives and negatives are examples of the batch."""
 
     num_classes: int | None = None
     networks: tuple[Mapping[str, Any], ...] = (
@@ -78,6 +80,14 @@ class MutualOptions:
         for name in ("embedding_size", "contrast_groups"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if not self.contrasts_batch:
+            if self.contrast_groups != 1:
+                raise UserError(
+                    f"contrast_groups is {self.contrast_groups}; expected 1, as no example is "
+                    "contrasted with others of the batch"
+                )
+            if not any(self.contrast_weights.values()):
+                raise UserError("all weights of the contrast are 0; expected one of them above 0")
         _ = self.backbones  # a wrong name or option is told at once
 
     @property
@@ -151,17 +161,21 @@ class MutualOptions:
         mean = jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - jnp.log(float(len(logits)))
         return {"network_logits": logits, "logits": mean, "probabilities": jnp.exp(mean)}
 
-    def contrast_terms(self, losses: MutualContrastive) -> dict[str, LossTerm]:
+    def contrast_terms(
+        self, losses: MutualContrastive, *, accumulable: bool = False
+    ) -> dict[str, LossTerm]:
         """Weighs the terms of a contrast, and leaves those of weight 0 out.
 
         Args:
           losses: each [b].
+          accumulable: whether they take each example by itself, and can be accumulated over
+            micro-batches.
 
         Returns:
-          Terms by name; none can be accumulated over micro-batches.
+          Terms by name.
         """
         return {
-            name: loss_term(getattr(losses, name), weight=weight, accumulable=False)
+            name: loss_term(getattr(losses, name), weight=weight, accumulable=accumulable)
             for name, weight in self.contrast_weights.items()
             if weight
         }
@@ -176,7 +190,7 @@ class MutualOptions:
           batch: `label` int [b] and `mask` bool [b].
 
         Returns:
-          `accuracy` (mean over networks), `network<i>_accuracy` and, with contrast,
+          `accuracy` (mean over networks), `network<i>_accuracy` and, with contrast in the batch,
           `with_positive`: the share of examples with another one of their class in the batch.
         """
         mask = batch["mask"].astype(jnp.float32)
@@ -184,7 +198,7 @@ class MutualOptions:
         figures = {"accuracy": (jnp.mean(right, axis=0), mask)}
         for i in range(self.num_networks):
             figures[f"network{i}_accuracy"] = (right[i], mask)
-        if any(self.contrast_weights.values()):
+        if self.contrasts_batch and any(self.contrast_weights.values()):
             alike = contrast_labels(batch).reshape(self.contrast_groups, -1)
             count = jnp.sum(alike[:, :, None] == alike[:, None, :], axis=-1).reshape(-1)
             figures["with_positive"] = ((count > 1) * mask, mask)

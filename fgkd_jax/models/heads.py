@@ -48,14 +48,17 @@ class ProjectionHead(nn.Module):
     """Two linear layers to an embedding of length one, in at least float32.
 
     z = v / |v|, v = W2 relu(W1 x + bias1) + bias2, both layers of the width of the embedding.
+    `linear` leaves the first layer out, v = W2 x + bias2.
 
     As Yang et al., AAAI 2022, released it; there, the norm has no eps.
 
     Attributes:
       features: dimensions of the embedding.
+      linear: whether there is one layer, `dense2`, alone.
     """
 
     features: int = 128
+    linear: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "b _"]) -> Float[Array, "b d"]:
@@ -69,5 +72,6 @@ class ProjectionHead(nn.Module):
         """
         dtype = jnp.promote_types(x.dtype, jnp.float32)
         dense = partial(nn.Dense, self.features, dtype=dtype, kernel_init=linear_init)
-        x = nn.relu(dense(name="dense1")(x))
+        if not self.linear:
+            x = nn.relu(dense(name="dense1")(x))
         return normalize_embeddings(dense(name="dense2")(x))

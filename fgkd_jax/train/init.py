@@ -1,13 +1,15 @@
 """Initialisation: `init -> overlay pretrained arrays -> place on the devices`, for every method."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh
 
-from fgkd_jax.protocols import Method, split_variables
+from fgkd_jax.protocols import Method, SplitMethod, split_variables
+from fgkd_jax.train.sharding import replicated, split_sharding
 from fgkd_jax.train.state import TrainState
 from fgkd_jax.typing import Array, Batch, Key, PyTree, Variables
 
@@ -27,15 +29,44 @@ def abstract_variables(method: Method, spec: Batch) -> Variables:
     return jax.eval_shape(method.init, jax.random.key(0), dict(spec))
 
 
+def state_sharding(method: Method, variables: Variables, *, mesh: Mesh) -> TrainState:
+    """Returns where the parts of a state go.
+
+    Args:
+      method: says in `split_axes`, where it has them, which collections the devices share.
+      variables: collections of arrays, or of what has their shapes.
+      mesh: the device mesh.
+
+    Returns:
+      A state of shardings, one for a whole part where all of its arrays are on every device.
+    """
+    everywhere = replicated(mesh)
+    axes = method.split_axes if isinstance(method, SplitMethod) else {}
+    _, model_state, constants = split_variables(variables)
+    return TrainState(
+        step=everywhere,
+        key=everywhere,
+        params=everywhere,
+        model_state={
+            name: split_sharding(tree, axis=axes[name], mesh=mesh) if name in axes else everywhere
+            for name, tree in model_state.items()
+        },
+        opt_state=everywhere,
+        ema=everywhere,
+        constants=dict.fromkeys(constants, everywhere),
+    )
+
+
 def initial_state(
     key: Key[Array, ""],
     method: Method,
     optimizer: optax.GradientTransformation,
     spec: Batch,
     *,
-    sharding: NamedSharding,
+    mesh: Mesh,
     overlay: Overlay | None = None,
     ema: bool = False,
+    constants: Mapping[str, Any] | None = None,
 ) -> TrainState:
     """Builds the state of step 0.
 
@@ -44,9 +75,11 @@ def initial_state(
       method: initialises the variables.
       optimizer: initialises its own state.
       spec: `jax.ShapeDtypeStruct` by batch key.
-      sharding: where every leaf of the state goes.
-      overlay: replaces arrays by pretrained ones, on the host.
+      mesh: the device mesh.
+      overlay: replaces arrays by pretrained ones, on the host; it is not shown collections that
+        devices share.
       ema: whether to keep a moving average of the parameters.
+      constants: the collection of this name, where only the data set knows it.
 
     Returns:
       The state, placed on the devices.
@@ -57,18 +90,26 @@ def initial_state(
         batch = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in spec.items()}
         return method.init(key, batch)
 
-    variables = jax.jit(init, out_shardings=sharding)(init_key)
+    everywhere = replicated(mesh)
+    shape = jax.eval_shape(init, init_key)
+    placed = state_sharding(method, shape, mesh=mesh).model_state
+    shardings = {name: placed.get(name, everywhere) for name in shape}
+    variables = jax.jit(init, out_shardings=shardings)(init_key)
     if overlay is not None:
-        variables = jax.device_put(overlay(jax.device_get(variables)), sharding)
-    params, model_state, constants = split_variables(variables)
+        whole = {name: v for name, v in variables.items() if shardings[name] == everywhere}
+        whole = jax.device_put(overlay(jax.device_get(whole)), everywhere)
+        variables = {**variables, **whole}
+    if constants is not None:
+        variables = {**variables, "constants": jax.device_put(dict(constants), everywhere)}
+    params, model_state, others = split_variables(variables)
     return TrainState(
-        step=jax.device_put(jnp.zeros((), jnp.int32), sharding),
-        key=jax.device_put(step_key, sharding),
+        step=jax.device_put(jnp.zeros((), jnp.int32), everywhere),
+        key=jax.device_put(step_key, everywhere),
         params=params,
         model_state=model_state,
-        opt_state=jax.jit(optimizer.init, out_shardings=sharding)(params),
+        opt_state=jax.jit(optimizer.init, out_shardings=everywhere)(params),
         ema=_copy(params) if ema else None,
-        constants=constants,
+        constants=others,
     )
 
 

@@ -13,7 +13,7 @@ from fgkd_jax.errors import NonFiniteError, UserError
 from fgkd_jax.protocols import Evaluator, MetaMethod, Method
 from fgkd_jax.train import optim
 from fgkd_jax.train.checkpoint import Checkpointer
-from fgkd_jax.train.init import Overlay, abstract_variables, initial_state
+from fgkd_jax.train.init import Overlay, abstract_variables, initial_state, state_sharding
 from fgkd_jax.train.sharding import batch_sharding, check_batch_size, put_batch, replicated
 from fgkd_jax.train.state import TrainState, abstract_like
 from fgkd_jax.train.step import make_eval_step, make_meta_step, make_train_step
@@ -98,6 +98,7 @@ class Run:
       optimizer: optimiser options.
       seed: seeds parameters, augmentation and dropout.
       overlay: puts pretrained arrays in place of initial ones.
+      constants: what the method keeps of the data set; None where it needs nothing.
       validation: name of the split to choose checkpoints on; None where there is none.
       metadata: JSON values stored with every checkpoint; a resumed run must have the same
         (hashes of labels and ids of the data, and of the weights it started from).
@@ -112,6 +113,7 @@ class Run:
     optimizer: optim.OptimOptions
     seed: int = 0
     overlay: Overlay | None = None
+    constants: Mapping[str, Any] | None = None
     validation: str | None = None
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -152,7 +154,8 @@ class Trainer:
                 accumulate=accumulate,
                 name=f"train.{name}",
             )
-        params = abstract_variables(run.method, run.spec)["params"]
+        variables = abstract_variables(run.method, run.spec)
+        params = variables["params"]
         options = dataclasses.replace(
             run.optimizer,
             rules=(*map(_frozen, run.method.frozen_parameters()), *run.optimizer.rules),
@@ -160,6 +163,7 @@ class Trainer:
         self._optimizer = optim.make_optimizer(options, params, total_steps=run.train.steps)
         self.learning_rate = optim.learning_rate_schedule(options, run.train.steps)
         everywhere, split = replicated(run.mesh), batch_sharding(run.mesh)
+        placed = state_sharding(run.method, variables, mesh=run.mesh)
         step = make_train_step(
             run.method,
             self._optimizer,
@@ -169,7 +173,10 @@ class Trainer:
             trainable=optim.trainable_mask(options, params),
         )
         self.train_step = Counted(
-            step, donate_argnums=0, in_shardings=(everywhere, split), out_shardings=everywhere
+            step,
+            donate_argnums=0,
+            in_shardings=(placed, split),
+            out_shardings=(placed, everywhere),
         )
         self.meta_every = getattr(run.method, "meta_every", 0)
         self.meta_step: Counted | None = None
@@ -177,12 +184,12 @@ class Trainer:
             self.meta_step = Counted(
                 make_meta_step(run.method, self.learning_rate),
                 donate_argnums=0,
-                in_shardings=(everywhere, split),
-                out_shardings=everywhere,
+                in_shardings=(placed, split),
+                out_shardings=(placed, everywhere),
             )
         self.eval_step = Counted(
             make_eval_step(run.method, run.evaluator, ema=options.ema_decay > 0),
-            in_shardings=(everywhere, everywhere, split),
+            in_shardings=(placed, everywhere, split),
             out_shardings=everywhere,
         )
 
@@ -190,16 +197,17 @@ class Trainer:
         """Builds the state of step 0.
 
         Returns:
-          The state, on every device.
+          The state, on the devices.
         """
         return initial_state(
             jax.random.key(self.run.seed),
             self.run.method,
             self._optimizer,
             self.run.spec,
-            sharding=replicated(self.run.mesh),
+            mesh=self.run.mesh,
             overlay=self.run.overlay,
             ema=self.run.optimizer.ema_decay > 0,
+            constants=self.run.constants,
         )
 
     def evaluate(self, state: TrainState, split: str) -> dict[str, float]:

@@ -1,4 +1,7 @@
-"""Meshes and shardings: the batch is split over the devices, the state is on every one of them."""
+"""Meshes and shardings: the batch is split over the devices, the state is on every one of them.
+
+But for what a method declares too large for that (`protocols.SplitMethod`).
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -8,6 +11,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fgkd_jax.errors import UserError
+from fgkd_jax.typing import Leaf, PyTree
 
 DATA_AXIS = "data"
 
@@ -79,6 +83,27 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
       A sharding that splits the leading axis over `data`.
     """
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+
+
+def split_sharding(tree: PyTree, *, axis: int, mesh: Mesh) -> PyTree:
+    """Returns the shardings of arrays that the devices share.
+
+    Args:
+      tree: arrays, or what has their shapes.
+      axis: the axis that is divided.
+      mesh: the device mesh.
+
+    Returns:
+      A sharding per array, which splits the axis over `data`; an array whose axis the devices do
+      not divide is on each of them whole.
+    """
+
+    def one(leaf: Leaf) -> NamedSharding:
+        if leaf.shape[axis] % mesh.devices.size:
+            return replicated(mesh)
+        return NamedSharding(mesh, PartitionSpec(*[None] * axis, DATA_AXIS))
+
+    return jax.tree.map(one, tree)
 
 
 def check_batch_size(batch_size: int, *, mesh: Mesh, accumulate: int = 1, name: str) -> None:

@@ -32,6 +32,7 @@ def write_config(folder, photographs, method):
                         "dataset": "image_folder", "data_dir": {str(photographs)!r},
                         "image_size": 8, "train_geometry": "shift_crop",
                         "eval_geometry": "resize", "images_per_class": 2,
+                        "views": {2 if method["name"] == "mcl_moco" else 1},
                     }},
                     "optim": {{"name": "sgd", "momentum": 0.9, "learning_rate": 0.05}},
                     "train": {{
@@ -50,6 +51,8 @@ def write_config(folder, photographs, method):
 
 METHODS = {
     "mcl": {"name": "mcl", "dropout": 0.1, "mutual_learning_weight": 0.5},
+    "mcl_bank": {"name": "mcl_bank", "num_negatives": 30, "num_positives": 3},
+    "mcl_moco": {"name": "mcl_moco", "queue_size": 20, "key_momentum": 0.9},
     "lmcl": {"name": "lmcl", "meta_every": 2, "inner_steps": 1, "match_size": 3},
 }
 
@@ -76,9 +79,12 @@ def test_a_run_resumes_bit_for_bit_and_reports_every_network(name, photographs, 
 
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     trained = [line for line in lines if line["split"] == "train"]
-    assert all(line["with_positive"] == 1.0 for line in trained)
+    if name in ("mcl_bank", "mcl_moco"):
+        assert all(line["loss/soft_icl"] > 0 for line in trained)
+    else:
+        assert all(line["with_positive"] == 1.0 for line in trained)
     met = [line for line in lines if line["split"] == "meta"]
-    assert [line["step"] for line in met] == ([] if name == "mcl" else [1, 3, 5])
+    assert [line["step"] for line in met] == ([1, 3, 5] if name == "lmcl" else [])
     assert all(line["meta_grad_norm"] > 0 for line in met)
     if name == "lmcl":
         # The weights between stages move, and not only because the networks do.

@@ -122,6 +122,35 @@ def test_any_number_of_processes_gives_the_same_global_batches(birds, geometry, 
         assert all(equal(a, b) for a, b in zip(alone, run(count), strict=True))
 
 
+def test_further_views_are_drawn_besides_and_change_nothing_else(birds):
+    options = DataOptions(image_size=16, views=3)
+    one = DataOptions(image_size=16)
+    whole, plain = (
+        take(train_iterator(birds, o, batch_size=4, seed=5, start_step=1), 3)
+        for o in (options, one)
+    )
+    for batch, alone in zip(whole, plain, strict=True):
+        others = batch.pop("other_views")
+        assert equal(batch, alone)
+        assert (others.dtype, others.shape) == (np.uint8, (4, 2, 16, 16, 3))
+        for views in zip(batch["image"], *others.swapaxes(0, 1), strict=True):
+            assert len({view.tobytes() for view in views}) == 3
+    halves = [
+        take(
+            train_iterator(
+                birds, options, batch_size=4, seed=5, start_step=1, process_index=p, process_count=2
+            ),
+            3,
+        )
+        for p in range(2)
+    ]
+    again = take(train_iterator(birds, options, batch_size=4, seed=5, start_step=1), 3)
+    for batch, *parts in zip(again, *halves, strict=True):
+        assert equal(batch, joined(parts))
+    evaluated = take(eval_iterator(birds, "test", options, batch_size=4), 1)[0]
+    assert "other_views" not in evaluated
+
+
 @pytest.mark.parametrize("step", [1, 2, 7])
 def test_resuming_at_a_step_equals_not_stopping(birds, step):
     whole = take(train_iterator(birds, SMALL, batch_size=4, seed=9), step + 3)

@@ -181,7 +181,7 @@ def test_eight_devices_equal_one():
         mesh = make_mesh(MeshOptions(data=devices))
         everywhere = replicated(mesh)
         spec = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype), batch)
-        state = initial_state(jax.random.key(3), method, optimizer, spec, sharding=everywhere)
+        state = initial_state(jax.random.key(3), method, optimizer, spec, mesh=mesh)
         options = {
             "in_shardings": (everywhere, batch_sharding(mesh)),
             "out_shardings": everywhere,

@@ -180,7 +180,7 @@ def test_eight_devices_equal_one(groups):
         everywhere = replicated(mesh)
         spec = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype), batch)
         state = initial_state(
-            jax.random.key(3), method, optax.sgd(0.1, momentum=0.9), spec, sharding=everywhere
+            jax.random.key(3), method, optax.sgd(0.1, momentum=0.9), spec, mesh=mesh
         )
         shardings = {"in_shardings": (everywhere, batch_sharding(mesh))}
         jitted = jax.jit(step, **shardings, out_shardings=everywhere)

@@ -269,7 +269,7 @@ def test_eight_devices_equal_one_and_exchange_no_examples(collectives):
         mesh = make_mesh(MeshOptions(data=devices))
         spec = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype), batch)
         everywhere = replicated(mesh)
-        state = initial_state(jax.random.key(3), method, optimizer, spec, sharding=everywhere)
+        state = initial_state(jax.random.key(3), method, optimizer, spec, mesh=mesh)
         compiled = (
             jax.jit(
                 step,

@@ -77,7 +77,7 @@ def make_batch(size=16, seed=0):
 def make_state(method, optimizer, batch, mesh, **options):
     spec = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype), batch)
     key = jax.random.key(3)
-    return initial_state(key, method, optimizer, spec, sharding=replicated(mesh), **options)
+    return initial_state(key, method, optimizer, spec, mesh=mesh, **options)
 
 
 def oracle_loss(w, batch):

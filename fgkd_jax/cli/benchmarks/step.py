@@ -16,6 +16,7 @@ from fgkd_jax.cli.session import image_spec
 from fgkd_jax.data.base import DatasetInfo
 from fgkd_jax.errors import UserError
 from fgkd_jax.evaluation import EVALUATORS
+from fgkd_jax.protocols import IndexedMethod
 from fgkd_jax.train.loop import HostBatch, Run, Trainer
 from fgkd_jax.train.sharding import make_mesh, put_batch
 from fgkd_jax.train.state import TrainState
@@ -23,6 +24,9 @@ from fgkd_jax.typing import Batch
 
 CLASSES = 100
 """Classes of a config that takes their number from its data set, which is not opened here."""
+
+EXAMPLES = 100_000
+"""Training examples of a method that keeps something for each of them, where a config has none."""
 
 TASKS = ("classification", "sampled_classification", "mutual_classification")
 AGAINST: dict[str, dict[str, Any]] = {
@@ -55,7 +59,7 @@ def random_batch(spec: Batch, *, num_classes: int) -> HostBatch:
     """Makes a batch of random images and labels.
 
     Args:
-      spec: `jax.ShapeDtypeStruct` of `image`, `label`, `id` and `mask`.
+      spec: `jax.ShapeDtypeStruct` of `image`, `label`, `id`, `mask` and, perhaps, `other_views`.
       num_classes: labels are below it.
 
     Returns:
@@ -63,8 +67,9 @@ def random_batch(spec: Batch, *, num_classes: int) -> HostBatch:
     """
     rng = np.random.default_rng(0)
     size = len(spec["label"])
+    views = [name for name in ("image", "other_views") if name in spec]
     return {
-        "image": rng.integers(0, 256, spec["image"].shape, np.uint8),
+        **{name: rng.integers(0, 256, spec[name].shape, np.uint8) for name in views},
         "label": rng.integers(0, num_classes, size, np.int32),
         "id": np.arange(size, dtype=np.int32),
         "mask": np.ones(size, np.bool_),
@@ -79,7 +84,7 @@ def prepared(experiment: Experiment, *, batch_size: int | None = None) -> Experi
       batch_size: of a training batch; None keeps the config's.
 
     Returns:
-      The experiment with a number of classes and that batch size.
+      The experiment with numbers of classes and of examples, and that batch size.
 
     Raises:
       UserError: the task is not classification, or the batch size is out of range.
@@ -89,6 +94,9 @@ def prepared(experiment: Experiment, *, batch_size: int | None = None) -> Experi
         raise UserError(f"the method's task is '{method.task}'; expected one of {', '.join(TASKS)}")
     if method.num_classes is None:
         method = dataclasses.replace(method, num_classes=CLASSES)
+    indexed = isinstance(method, IndexedMethod)
+    if indexed and method.num_examples is None:
+        method = dataclasses.replace(method, num_examples=EXAMPLES)
     train = experiment.train
     train = dataclasses.replace(train, batch_size=batch_size or train.batch_size)
     return dataclasses.replace(experiment, method=method, train=train)
@@ -108,20 +116,29 @@ def make_trainer(experiment: Experiment) -> Trainer:
     """
     method: Any = experiment.method
     spec = image_spec(experiment.data, batch_size=experiment.train.batch_size)
+    batch = random_batch(spec, num_classes=method.num_classes)
     run = Run(
         method=method,
         evaluator=EVALUATORS[method.task](
             _classes(method.num_classes), (), getattr(method, "num_networks", 1)
         ),
-        feed=RandomImages(random_batch(spec, num_classes=method.num_classes)),
+        feed=RandomImages(batch),
         spec=spec,
         mesh=make_mesh(experiment.mesh),
         # Evaluation is not measured, so its batch need not divide by the devices.
         train=dataclasses.replace(experiment.train, eval_batch_size=experiment.train.batch_size),
         optimizer=experiment.optim,
         seed=experiment.seed,
+        constants=_examples(method, batch) if isinstance(method, IndexedMethod) else None,
     )
     return Trainer(run)
+
+
+def _examples(method: Any, batch: HostBatch) -> dict[str, Any]:
+    """What a method keeps of training examples of which the first are those of the batch."""
+    labels = np.arange(method.num_examples) % method.num_classes
+    labels[: len(batch["label"])] = batch["label"]
+    return method.constants(labels, np.arange(len(labels)))
 
 
 def _classes(count: int) -> DatasetInfo:

@@ -1,7 +1,7 @@
 """What training asks of a method and of an evaluator: pure functions of arrays, and no names."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from flax import struct
 
@@ -125,6 +125,41 @@ class MetaMethod(Protocol):
 
         Returns:
           The collections that change, and scalars to log.
+        """
+        ...
+
+
+class Exported(NamedTuple):
+    """A network that stands alone, taken out of what it was trained with.
+
+    Attributes:
+      method: a method with this one network, that predicts with it.
+      variables: all that `method.predict` reads, as `method.init` lays them out.
+      image_size: rows and columns of the images it was trained on, where these are not the
+        images of the batch; else None.
+    """
+
+    method: Method
+    variables: Variables
+    image_size: tuple[int, int] | None = None
+
+
+@runtime_checkable
+class Exportable(Protocol):
+    """A method whose networks can be taken out of the scaffold of their training."""
+
+    def export(self, variables: Variables, *, network: int = 0) -> Exported:
+        """Takes out one network with the classifier it predicts by.
+
+        Args:
+          variables: as `init` returns them.
+          network: which one, counted from 0.
+
+        Returns:
+          The network.
+
+        Raises:
+          UserError: there is no such network, or it cannot stand alone.
         """
         ...
 

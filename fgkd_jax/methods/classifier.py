@@ -18,7 +18,7 @@ from fgkd_jax.losses.classification import cross_entropy
 from fgkd_jax.models.backbones import backbone_from
 from fgkd_jax.models.heads import LinearHead
 from fgkd_jax.ops.preprocess import color_jitter, normalize_image
-from fgkd_jax.protocols import LossOutput, LossTerm, split_variables
+from fgkd_jax.protocols import Exported, LossOutput, LossTerm, split_variables
 from fgkd_jax.typing import Array, Batch, Float, Key, Variables
 
 
@@ -223,8 +223,74 @@ class Classifier:
         logits = network.apply(variables, inputs, train=False, from_features=cached)
         return {"logits": logits, "probabilities": jax.nn.softmax(logits)}
 
+    def export(self, variables: Variables, *, network: int = 0) -> Exported:
+        """Takes the network out of its training.
+
+        Args:
+          variables: as `init` returns them.
+          network: 0, the only one.
+
+        Returns:
+          The network, as a classifier without any option of training.
+
+        Raises:
+          UserError: `network` is not 0.
+        """
+        check_network(network, count=1)
+        return exported_classifier(
+            self, variables, backbone=self.backbone, parts={"backbone": "backbone", "head": "head"}
+        )
+
     def _features(self, batch: Batch) -> Float[Array, "b h w c"]:
         return batch["features"].astype(jnp.float32)
 
     def _normalize(self, image: Array) -> Float[Array, "b h w c"]:
         return normalize_image(image, mean=self.image_mean, std=self.image_std)
+
+
+def check_network(network: int, *, count: int) -> None:
+    """Checks the number of a network.
+
+    Args:
+      network: as a user gave it.
+      count: how many networks there are.
+
+    Raises:
+      UserError: there is no such network.
+    """
+    if not 0 <= network < count:
+        expected = f"0 to {count - 1}" if count > 1 else "0, the only one"
+        raise UserError(f"network is {network}; expected {expected}")
+
+
+def exported_classifier(
+    method: Any,
+    variables: Variables,
+    *,
+    backbone: Mapping[str, Any],
+    parts: Mapping[str, str],
+    image_size: tuple[int, int] | None = None,
+) -> Exported:
+    """Makes a plain classifier of a backbone and a head that were trained among others.
+
+    Args:
+      method: with `num_classes`, `image_mean` and `image_std`.
+      variables: of the method.
+      backbone: `name` and options of the backbone.
+      parts: where the variables of `backbone` and of `head` are among those of the method.
+      image_size: of the images that the network sees, where these are not those of the batch.
+
+    Returns:
+      The classifier, without any option of training, and its variables.
+    """
+    taken = {
+        collection: {part: tree[place] for part, place in parts.items() if place in tree}
+        for collection, tree in variables.items()
+    }
+    alone = Classifier(
+        num_classes=method.num_classes,
+        backbone=backbone,
+        image_mean=method.image_mean,
+        image_std=method.image_std,
+    )
+    return Exported(alone, {name: tree for name, tree in taken.items() if tree}, image_size)

@@ -10,9 +10,10 @@ from flax import linen as nn
 
 from fgkd_jax.errors import UserError
 from fgkd_jax.losses.contrastive import MutualContrastive
+from fgkd_jax.methods.classifier import check_network, exported_classifier
 from fgkd_jax.models.backbones import backbone_from
 from fgkd_jax.ops.preprocess import IMAGENET_MEAN, IMAGENET_STD, color_jitter, normalize_image
-from fgkd_jax.protocols import LossTerm
+from fgkd_jax.protocols import Exported, LossTerm
 from fgkd_jax.typing import Array, Batch, Float, Int, Key, Variables
 
 
@@ -150,6 +151,38 @@ class MutualOptions:
         logits = network.apply(variables, images, method="classify")
         mean = jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - jnp.log(float(len(logits)))
         return {"network_logits": logits, "logits": mean, "probabilities": jnp.exp(mean)}
+
+    def classifier_name(self, network: int) -> str:
+        """Says where the classifier that a network predicts by is among the parameters.
+
+        Args:
+          network: which one, counted from 0.
+
+        Returns:
+          The name of its module.
+        """
+        return f"classifier{network}"
+
+    def export(self, variables: Variables, *, network: int = 0) -> Exported:
+        """Takes one network out, without the others and without what only training needs.
+
+        Args:
+          variables: as `init` returns them.
+          network: which one, counted from 0.
+
+        Returns:
+          The network, as a classifier.
+
+        Raises:
+          UserError: there is no such network.
+        """
+        check_network(network, count=self.num_networks)
+        return exported_classifier(
+            self,
+            variables,
+            backbone=self.networks[network],
+            parts={"backbone": f"networks_{network}", "head": self.classifier_name(network)},
+        )
 
     def contrast_terms(self, losses: MutualContrastive) -> dict[str, LossTerm]:
         """Weighs the terms of a contrast, and leaves those of weight 0 out.

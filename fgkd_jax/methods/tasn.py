@@ -22,13 +22,14 @@ import jax.numpy as jnp
 from fgkd_jax.errors import UserError, nearest
 from fgkd_jax.losses.classification import cross_entropy
 from fgkd_jax.losses.distillation import soft_target_cross_entropy
+from fgkd_jax.methods.classifier import check_network, exported_classifier
 from fgkd_jax.methods.sampling import GRIDS, SOURCES, Positions, SamplingOptions
 from fgkd_jax.methods.tasn_network import TASNNetwork
 from fgkd_jax.models.backbones import backbone_from
 from fgkd_jax.ops.attention import detail_map, structure_map, trilinear_attention
 from fgkd_jax.ops.preprocess import IMAGENET_MEAN, IMAGENET_STD, color_jitter, normalize_image
 from fgkd_jax.ops.resample import corner_aligned_resize, separable_resample
-from fgkd_jax.protocols import LossOutput, LossTerm, split_variables
+from fgkd_jax.protocols import Exported, LossOutput, LossTerm, split_variables
 from fgkd_jax.typing import Array, Batch, Float, Key, Variables
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -317,6 +318,28 @@ class TASN:
             "detail_rows": rows,
             "detail_columns": columns,
         }
+
+    def export(self, variables: Variables, *, network: int = 0) -> Exported:
+        """Takes the master out, without the attention net and the sampler in front of it.
+
+        Args:
+          variables: as `init` returns them.
+          network: 0, the only one.
+
+        Returns:
+          The master, as a classifier of images like the structure images, of `out_size`.
+
+        Raises:
+          UserError: `network` is not 0.
+        """
+        check_network(network, count=1)
+        return exported_classifier(
+            self,
+            variables,
+            backbone=self.backbone,
+            parts={"backbone": "backbone", "head": "master_classifier"},
+            image_size=(self.out_size, self.out_size),
+        )
 
     @property
     def _weights(self) -> dict[str, float]:

@@ -63,7 +63,7 @@ class Method(Protocol):
 
         Returns:
           Variables by collection: `params`, and where the method has them `batch_stats`
-          (model state) and `constants`.
+          (model state), `constants` and `frozen`.
         """
         ...
 
@@ -79,8 +79,8 @@ class Method(Protocol):
           train: whether augmentation, dropout and batch statistics are in training mode.
 
         Returns:
-          Loss terms, the new model state (the collections other than `params` and `constants`)
-          and figures to log.
+          Loss terms, the new model state (the collections other than `params`, `constants` and
+          `frozen`) and figures to log.
         """
         ...
 
@@ -202,6 +202,23 @@ class Evaluator(Protocol):
         ...
 
 
+@runtime_checkable
+class Taught(Protocol):
+    """A method with a frozen teacher, whose variables are the collection `frozen` of its own.
+
+    Attributes:
+      teacher: `name` and options of the teacher's backbone; its weights are a file.
+    """
+
+    teacher: Mapping[str, Any]
+
+
+FROZEN = "frozen"
+"""The collection that holds a teacher's collections: no gradient, no update, in no checkpoint."""
+
+_FIXED = ("constants", FROZEN)
+
+
 def split_variables(variables: Variables) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """Splits variable collections by who changes them.
 
@@ -209,12 +226,12 @@ def split_variables(variables: Variables) -> tuple[Any, dict[str, Any], dict[str
       variables: collections by name.
 
     Returns:
-      `params` (changed by the optimiser), the model state (changed by the forward pass) and
-      `constants` (never changed), the last two as collections by name.
+      `params` (changed by the optimiser), the model state (changed by the forward pass) and what
+      is never changed (`constants` and `frozen`), the last two as collections by name.
     """
     params = variables["params"]
-    constants = {name: value for name, value in variables.items() if name == "constants"}
+    constants = {name: value for name, value in variables.items() if name in _FIXED}
     model_state = {
-        name: value for name, value in variables.items() if name not in ("params", "constants")
+        name: value for name, value in variables.items() if name not in ("params", *_FIXED)
     }
     return params, model_state, constants

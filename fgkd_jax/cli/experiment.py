@@ -24,11 +24,14 @@ class PretrainedOptions:
       reinit_head: whether the head keeps its random weights.
       others: files for other backbones of the method, by their name among its parameters, for
         example `attention_backbone`; their heads are left out.
+      teacher: a file with backbone and head of the frozen teacher that a method learns from; those
+        that `fgkd export` writes do.
     """
 
     path: str = ""
     reinit_head: bool = True
     others: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    teacher: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What the configs of networks that learn from each other have in common."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -23,36 +23,49 @@ MUTUAL_PAIRS: tuple[str, ...] = (
 """Networks for small images that learn from each other, in pairs of any two or more of them."""
 
 
-def mutual_small_images(method: Mapping[str, Any], *, networks: str, title: str) -> ConfigDict:
+def mutual_networks(names: str) -> tuple[dict[str, Any], ...]:
+    """Reads which networks learn together.
+
+    Args:
+      names: of `MUTUAL_PAIRS`, separated by commas; one stands for two of it.
+
+    Returns:
+      Options of each backbone.
+
+    Raises:
+      UserError: there is no such network.
+    """
+    found = names.split(",")
+    for name in found:
+        if name not in MUTUAL_PAIRS:
+            raise UserError(
+                f"no network {name!r}; expected some of {', '.join(MUTUAL_PAIRS)}, separated by "
+                "commas"
+            )
+    return tuple({"name": name} for name in (found * 2 if len(found) == 1 else found))
+
+
+def mutual_small_images(
+    method: Mapping[str, Any], *, networks: Sequence[Mapping[str, Any]], title: str
+) -> ConfigDict:
     """Completes a config in which networks learn CIFAR-100 together, as released.
 
     300 epochs in batches of 64 pairs, of which an epoch has 390. The released rate falls once an
     epoch; here it falls with every step.
 
     Args:
-      method: `name` and options besides the networks.
-      networks: names of `MUTUAL_PAIRS`, separated by commas; one stands for two of it.
-      title: of the row, before the names.
+      method: `name` and options.
+      networks: as `mutual_networks` returns them.
+      title: of the row, before their names.
 
     Returns:
       The config.
-
-    Raises:
-      UserError: there is no such network.
     """
-    names = networks.split(",")
-    for name in names:
-        if name not in MUTUAL_PAIRS:
-            raise UserError(
-                f"no network {name!r}; expected some of {', '.join(MUTUAL_PAIRS)}, separated by "
-                "commas"
-            )
-    names = names * 2 if len(names) == 1 else names
+    names = [network["name"] for network in networks]
     return ConfigDict(
         {
             "seed": 0,
             "method": {
-                "networks": tuple({"name": name} for name in names),
                 "image_mean": (0.5071, 0.4867, 0.4408),
                 "image_std": (0.2675, 0.2565, 0.2761),
                 **method,
@@ -86,11 +99,22 @@ def mutual_small_images(method: Mapping[str, Any], *, networks: str, title: str)
             "report": {
                 "title": f"{title}: {' with '.join(names)}",
                 "paper": NO_RUN,
-                "figures": (
-                    "accuracy",
-                    *(f"network{i}_accuracy" for i in range(len(names))),
-                    "ensemble_accuracy",
-                ),
+                "figures": mutual_figures(len(method.get("networks", ()))),
             },
         }
     )
+
+
+def mutual_figures(networks: int) -> tuple[str, ...]:
+    """Names the figures of a row.
+
+    Args:
+      networks: how many are trained together; 0 where a network is trained alone.
+
+    Returns:
+      The mean accuracy, that of each network, and that of their ensemble.
+    """
+    if not networks:
+        return ("accuracy",)
+    single = (f"network{i}_accuracy" for i in range(networks))
+    return ("accuracy", *single, "ensemble_accuracy")

@@ -88,12 +88,14 @@ def run_experiment(experiment: Any, *, workdir: str) -> dict[str, Any]:
     """
     from fgkd_jax.cli import results, session
     from fgkd_jax.cli import workdir as folder
+    from fgkd_jax.cli.weights import check_teacher
     from fgkd_jax.train.loop import Trainer, fit
 
     started = time.monotonic()
     folder.check(workdir, experiment)
     dataset = session.open_data(experiment)
     session.check_batches(experiment, dataset)
+    check_teacher(experiment, dataset)
     trainer = Trainer(session.open_run(experiment, dataset=dataset))
     initial = trainer.initial_state()
     images = trainer.run.feed

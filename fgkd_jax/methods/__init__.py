@@ -1,11 +1,20 @@
 """The methods, one file each. `METHODS` is the only place that lists them."""
 
+from fgkd_jax.methods.afd import AFD
 from fgkd_jax.methods.classifier import Classifier
+from fgkd_jax.methods.kd import KD
 from fgkd_jax.methods.lmcl import LMCL
 from fgkd_jax.methods.mcl import MCL
 from fgkd_jax.methods.tasn import TASN
 
-METHODS = {"classifier": Classifier, "lmcl": LMCL, "mcl": MCL, "tasn": TASN}
+METHODS = {
+    "afd": AFD,
+    "classifier": Classifier,
+    "kd": KD,
+    "lmcl": LMCL,
+    "mcl": MCL,
+    "tasn": TASN,
+}
 """Methods by the name that a config gives as `method.name`."""
 
-__all__ = ["LMCL", "MCL", "METHODS", "TASN", "Classifier"]
+__all__ = ["AFD", "KD", "LMCL", "MCL", "METHODS", "TASN", "Classifier"]

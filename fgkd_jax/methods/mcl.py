@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 
 from fgkd_jax.errors import UserError, nearest
-from fgkd_jax.losses.classification import cross_entropy
 from fgkd_jax.losses.contrastive import mutual_contrastive
 from fgkd_jax.losses.distillation import ensemble_distillation, mutual_learning
 from fgkd_jax.methods.classifier import check_network
@@ -217,11 +216,7 @@ class MCL(MutualOptions):
 
     def _logit_terms(self, logits: Float[Array, "n b k"], batch: Batch) -> dict[str, LossTerm]:
         """The terms that take each example by itself."""
-        labels = jnp.broadcast_to(batch["label"], logits.shape[:2])
-        losses = jax.vmap(
-            lambda one, label: cross_entropy(one, label, label_smoothing=self.label_smoothing)
-        )(logits, labels)
-        terms = {"cross_entropy": loss_term(jnp.sum(losses, axis=0))}
+        terms = {"cross_entropy": self.label_term(logits, batch)}
         if self.mutual_learning_weight:
             loss = mutual_learning(logits)
             terms["mutual_learning"] = loss_term(loss, weight=self.mutual_learning_weight)

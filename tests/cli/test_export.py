@@ -13,7 +13,7 @@ from fgkd_jax.cli.config import load_config
 from fgkd_jax.cli.export import load_network
 from fgkd_jax.cli.main import main
 from fgkd_jax.cli.results import restore
-from fgkd_jax.methods import MCL, METHODS, TASN
+from fgkd_jax.methods import LMCL, MCL, METHODS, TASN
 from fgkd_jax.protocols import Exportable
 from fgkd_jax.train.weight_files import load_arrays, load_metadata
 
@@ -203,6 +203,17 @@ def test_tasn_ships_its_master():
     predicted = jax.jit(method.predict)(variables, batch)
     alone = exported.method.predict(exported.variables, {"image": predicted["structure"]})
     np.testing.assert_allclose(alone["logits"], predicted["logits"], rtol=0, atol=1e-6)
+
+
+def test_lmcl_ships_the_classifier_of_the_last_stage():
+    two = {**NET, "stage_sizes": (1, 1), "strides": (1, 2), "dilations": (1, 1), "norm_groups": 1}
+    method = LMCL(num_classes=4, networks=(two, two), embedding_size=4, meta_every=0)
+    batch = {"image": make_images(8)}
+    variables = jax.jit(method.init)(jax.random.key(0), batch)
+    expected = jax.jit(method.predict)(variables, batch)["network_logits"][1]
+    exported = method.export(variables, network=1)
+    alone = exported.method.predict(exported.variables, batch)["logits"]
+    np.testing.assert_allclose(alone, expected, rtol=0, atol=1e-6)
 
 
 def test_a_shared_trunk_goes_with_every_network_that_is_of_its_kind():

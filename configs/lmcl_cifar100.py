@@ -5,7 +5,7 @@ matches, 300 epochs: two ResNet-32, or `:wrn_16_2,wrn_40_2` and the like. The fo
 authors' Python pickles.
 """
 
-from fgkd_jax.cli.mutual_recipes import mutual_small_images
+from fgkd_jax.cli.mutual_recipes import mutual_networks, mutual_small_images
 
 
 def get_config(networks="cifar_resnet32"):
@@ -14,4 +14,6 @@ def get_config(networks="cifar_resnet32"):
     Args:
       networks: their names, separated by commas.
     """
-    return mutual_small_images({"name": "lmcl", "stages": 3}, networks=networks, title="L-MCL")
+    pair = mutual_networks(networks)
+    method = {"name": "lmcl", "networks": pair, "stages": 3}
+    return mutual_small_images(method, networks=pair, title="L-MCL")

@@ -2,30 +2,38 @@
 
 Two narrow ResNets on drawn birds at 64 x 64 pixels that learn from each other by mutual contrast.
 `:independent` trains them side by side without a word between them, `:dml` by Deep Mutual Learning,
-`:ensemble` with the mean of their logits as the teacher.
+`:ensemble` with the mean of their logits as the teacher, `:afd` by imitating each other's feature
+maps. `:kd` trains one alone, with the plain network of `classify_birds:longer` as its teacher:
+
+  fgkd export --workdir runs/longer --output teacher.safetensors
+  fgkd train --config configs/mcl_birds.py:kd --workdir runs/kd \\
+    --config.pretrained.teacher=teacher.safetensors
 """
 
+from fgkd_jax.cli.mutual_recipes import mutual_figures
 from fgkd_jax.cli.recipes import NARROW, drawn_birds
-from fgkd_jax.methods.mcl import PRESET_TITLES, mcl_preset
+from fgkd_jax.methods.comparisons import COMPARISON_TITLES, comparison
 
 
-def get_config(preset="mcl"):
+def get_config(name="mcl"):
     """Returns the config.
 
     Args:
-      preset: a key of `fgkd_jax.methods.mcl.PRESETS`.
+      name: a key of `fgkd_jax.methods.comparisons.COMPARISONS`.
     """
-    options = mcl_preset(preset)
+    method = comparison(name, (dict(NARROW),) * 2)
+    several = len(method.get("networks", ()))
+    what = "two narrow ResNets" if several else "narrow ResNet"
     controls = ("mcl_birds:independent", "mcl_birds:dml", "lmcl_birds")
     return drawn_birds(
-        {"name": "mcl", "networks": (dict(NARROW),) * 2, **options},
+        method,
         image_size=64,
         steps=3600,
         batch_size=16,
         data={"images_per_class": 2},
         report={
-            "title": f"{PRESET_TITLES[preset]}, two narrow ResNets, 64 x 64",
-            "figures": ("accuracy", "network0_accuracy", "network1_accuracy", "ensemble_accuracy"),
-            "controls": controls if preset == "mcl" else (),
+            "title": f"{COMPARISON_TITLES[name]}, {what}, 64 x 64",
+            "figures": mutual_figures(several),
+            "controls": controls if name == "mcl" else (),
         },
     )

@@ -1,7 +1,7 @@
 """What training asks of a method and of an evaluator: pure functions of arrays, and no names."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from flax import struct
 
@@ -63,7 +63,7 @@ class Method(Protocol):
 
         Returns:
           Variables by collection: `params`, and where the method has them `batch_stats`
-          (model state) and `constants`.
+          (model state), `constants` and `frozen`.
         """
         ...
 
@@ -79,8 +79,8 @@ class Method(Protocol):
           train: whether augmentation, dropout and batch statistics are in training mode.
 
         Returns:
-          Loss terms, the new model state (the collections other than `params` and `constants`)
-          and figures to log.
+          Loss terms, the new model state (the collections other than `params`, `constants` and
+          `frozen`) and figures to log.
         """
         ...
 
@@ -125,6 +125,41 @@ class MetaMethod(Protocol):
 
         Returns:
           The collections that change, and scalars to log.
+        """
+        ...
+
+
+class Exported(NamedTuple):
+    """A network that stands alone, taken out of what it was trained with.
+
+    Attributes:
+      method: a method with this one network, that predicts with it.
+      variables: all that `method.predict` reads, as `method.init` lays them out.
+      image_size: rows and columns of the images it was trained on, where these are not the
+        images of the batch; else None.
+    """
+
+    method: Method
+    variables: Variables
+    image_size: tuple[int, int] | None = None
+
+
+@runtime_checkable
+class Exportable(Protocol):
+    """A method whose networks can be taken out of the scaffold of their training."""
+
+    def export(self, variables: Variables, *, network: int = 0) -> Exported:
+        """Takes out one network with the classifier it predicts by.
+
+        Args:
+          variables: as `init` returns them.
+          network: which one, counted from 0.
+
+        Returns:
+          The network.
+
+        Raises:
+          UserError: there is no such network, or it cannot stand alone.
         """
         ...
 
@@ -202,6 +237,23 @@ class Evaluator(Protocol):
         ...
 
 
+@runtime_checkable
+class Taught(Protocol):
+    """A method with a frozen teacher, whose variables are the collection `frozen` of its own.
+
+    Attributes:
+      teacher: `name` and options of the teacher's backbone; its weights are a file.
+    """
+
+    teacher: Mapping[str, Any]
+
+
+FROZEN = "frozen"
+"""The collection that holds a teacher's collections: no gradient, no update, in no checkpoint."""
+
+_FIXED = ("constants", FROZEN)
+
+
 def split_variables(variables: Variables) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """Splits variable collections by who changes them.
 
@@ -209,12 +261,12 @@ def split_variables(variables: Variables) -> tuple[Any, dict[str, Any], dict[str
       variables: collections by name.
 
     Returns:
-      `params` (changed by the optimiser), the model state (changed by the forward pass) and
-      `constants` (never changed), the last two as collections by name.
+      `params` (changed by the optimiser), the model state (changed by the forward pass) and what
+      is never changed (`constants` and `frozen`), the last two as collections by name.
     """
     params = variables["params"]
-    constants = {name: value for name, value in variables.items() if name == "constants"}
+    constants = {name: value for name, value in variables.items() if name in _FIXED}
     model_state = {
-        name: value for name, value in variables.items() if name not in ("params", "constants")
+        name: value for name, value in variables.items() if name not in ("params", *_FIXED)
     }
     return params, model_state, constants

@@ -27,7 +27,7 @@ Batch = Mapping[str, Any]
 """Arrays by name; `fgkd_jax.data` documents the keys of each task."""
 
 Variables = Mapping[str, Any]
-"""Flax variable collections by name: `params`, `batch_stats`, `constants`."""
+"""Flax variable collections by name: `params`, `batch_stats`, `constants`, `frozen`."""
 
 Leaf = Any
 """A field of a pytree: an array, or what stands for one (a shape, a sharding) in a tree alike."""

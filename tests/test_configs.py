@@ -11,6 +11,7 @@ from fgkd_jax.cli.config import config_folder, find_config, load_config
 from fgkd_jax.cli.experiment import experiment_to_dict, parse_experiment
 from fgkd_jax.cli.session import image_spec
 from fgkd_jax.errors import UserError
+from fgkd_jax.protocols import split_variables
 from fgkd_jax.train.init import abstract_variables
 from fgkd_jax.train.optim import make_optimizer
 from fgkd_jax.train.state import TrainState
@@ -40,14 +41,14 @@ def test_train_step_has_consistent_shapes(name):
     optimizer = make_optimizer(
         experiment.optim, variables["params"], total_steps=experiment.train.steps
     )
-    params = variables["params"]
+    params, model_state, constants = split_variables(variables)
     state = TrainState(
         step=jax.ShapeDtypeStruct((), np.int32),
         key=jax.eval_shape(lambda: jax.random.key(0)),
         params=params,
-        model_state={k: v for k, v in variables.items() if k not in ("params", "constants")},
+        model_state=model_state,
         opt_state=jax.eval_shape(optimizer.init, params),
-        constants={k: v for k, v in variables.items() if k == "constants"},
+        constants=constants,
     )
     step = make_train_step(method, optimizer, accumulate=experiment.train.accumulate)
     new, metrics = jax.eval_shape(step, state, spec)
@@ -100,9 +101,13 @@ VARIANTS = (
     "classify_birds:longer",
     "classify_birds:full",
     "mcl_birds:dml",
+    "mcl_birds:afd",
+    "mcl_birds:kd",
     "lmcl_birds:uniform",
     "mcl_cifar100:wrn_16_2,cifar_shufflenet_v2_x0_5",
     "mcl_cifar100:dml,cifar_hcgnet_a1",
+    "mcl_cifar100:afd,wrn_16_2,cifar_resnet32",
+    "mcl_cifar100:kd,cifar_resnet32,wrn_16_2",
     "lmcl_cifar100:wrn_16_2,cifar_resnet32",
     "mcl_imagenet:resnet34,shufflenet_v2_x1_0",
     "mcl_imagenet:ensemble,shufflenet_v2_x0_5",
@@ -135,7 +140,11 @@ def test_controls_are_configs(name):
         ("tasn_cub:referense", "no preset or variant 'referense'; did you mean 'reference'"),
         ("tasn_cub:paper,reference", "several presets"),
         ("tasn_birds:oracle", "no variant 'oracle'; expected one of"),
-        ("mcl_birds:dlm", "no preset 'dlm'; did you mean 'dml'"),
+        ("mcl_birds:dlm", "no preset or comparison 'dlm'; did you mean 'dml'"),
+        (
+            "mcl_cifar100:kd,wrn_16_2,wrn_16_2,wrn_16_2",
+            "3 networks; expected two, the student and its teacher",
+        ),
         ("mcl_cifar100:dml,resnet31", "no network 'resnet31'; expected some of cifar_resnet32, "),
         ("mcl_imagenet:dml,wrn_16_2", "no network 'wrn_16_2'; expected some of resnet18, "),
         ("lmcl_cifar100:wrn_16_2,", "no network ''; expected some of cifar_resnet32, "),

@@ -24,11 +24,14 @@ class PretrainedOptions:
       reinit_head: whether the head keeps its random weights.
       others: files for other backbones of the method, by their name among its parameters, for
         example `attention_backbone`; their heads are left out.
+      teacher: a file with backbone and head of the frozen teacher that a method learns from; those
+        that `fgkd export` writes do.
     """
 
     path: str = ""
     reinit_head: bool = True
     others: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    teacher: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,18 +134,35 @@ def parse_experiment(values: Mapping[str, Any]) -> Experiment:
       UserError: a section, an option or a value is wrong.
     """
     values = dict(values)
-    method = values.pop("method", None)
-    if not isinstance(method, Mapping) or "name" not in method:
-        raise UserError(f"config.method is {method!r}; expected a mapping with a key 'name'")
-    options = dict(method)
-    name = options.pop("name")
-    if name not in METHODS:
-        raise UserError(f"config.method.name is {name!r}{nearest(str(name), METHODS)}")
+    method = parse_method(values.pop("method", None), path="config.method")
     return build(
         Experiment,
-        {"method": build(METHODS[name], options, path="config.method"), **values},
+        {"method": method, **values},
         path="config",
     )
+
+
+def parse_method(values: Any, *, path: str) -> Method:
+    """Builds a method from its name and its options.
+
+    Args:
+      values: a mapping with `name` and options.
+      path: what to call the place in messages.
+
+    Returns:
+      The method.
+
+    Raises:
+      UserError: there is no such method, or an option or a value is wrong.
+    """
+    if not isinstance(values, Mapping) or "name" not in values:
+        raise UserError(f"{path} is {values!r}; expected a mapping with a key 'name'")
+    options = dict(values)
+    name = options.pop("name")
+    if name not in METHODS:
+        raise UserError(f"{path}.name is {name!r}{nearest(str(name), METHODS)}")
+    method: Any = build(METHODS[name], options, path=path)
+    return method
 
 
 def experiment_to_dict(experiment: Experiment) -> dict[str, Any]:

@@ -12,6 +12,7 @@ COMMANDS = {
     "train": "train a method from a config; resumes by itself",
     "eval": "evaluate a checkpoint of a run",
     "predict": "classify image files with a run",
+    "export": "write the network that ships, alone, to a file",
     "data": "build or check a data set",
     "bench": "measure speed, as a ratio to the alternative",
     "reproduce": "run a row of the results table over several seeds",

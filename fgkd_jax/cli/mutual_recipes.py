@@ -1,6 +1,6 @@
 """What the configs of networks that learn from each other have in common."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -32,29 +32,51 @@ IMAGENET_PAIRS: tuple[str, ...] = (
 """Networks for photographs that learn from each other, likewise."""
 
 
-def mutual_small_images(method: Mapping[str, Any], *, networks: str, title: str) -> ConfigDict:
+def mutual_networks(
+    names: str, known: tuple[str, ...] = MUTUAL_PAIRS
+) -> tuple[dict[str, Any], ...]:
+    """Reads which networks learn together.
+
+    Args:
+      names: some of those known, separated by commas; one stands for two of it.
+      known: those that there are.
+
+    Returns:
+      Options of each backbone.
+
+    Raises:
+      UserError: there is no such network.
+    """
+    found = names.split(",")
+    for name in found:
+        if name not in known:
+            raise UserError(
+                f"no network {name!r}; expected some of {', '.join(known)}, separated by commas"
+            )
+    return tuple({"name": name} for name in (found * 2 if len(found) == 1 else found))
+
+
+def mutual_small_images(
+    method: Mapping[str, Any], *, networks: Sequence[Mapping[str, Any]], title: str
+) -> ConfigDict:
     """Completes a config in which networks learn CIFAR-100 together, as released.
 
     300 epochs in batches of 64 pairs, of which an epoch has 390. The released rate falls once an
     epoch; here it falls with every step.
 
     Args:
-      method: `name` and options besides the networks.
-      networks: names of `MUTUAL_PAIRS`, separated by commas; one stands for two of it.
-      title: of the row, before the names.
+      method: `name` and options.
+      networks: as `mutual_networks` returns them.
+      title: of the row, before their names.
 
     Returns:
       The config.
-
-    Raises:
-      UserError: there is no such network.
     """
-    names = _names(networks, MUTUAL_PAIRS)
+    names = [network["name"] for network in networks]
     return ConfigDict(
         {
             "seed": 0,
             "method": {
-                "networks": tuple({"name": name} for name in names),
                 "image_mean": (0.5071, 0.4867, 0.4408),
                 "image_std": (0.2675, 0.2565, 0.2761),
                 **method,
@@ -88,7 +110,7 @@ def mutual_small_images(method: Mapping[str, Any], *, networks: str, title: str)
             "report": {
                 "title": f"{title}: {' with '.join(names)}",
                 "paper": NO_RUN,
-                "figures": _figures(names),
+                "figures": mutual_figures(len(method.get("networks", ()))),
             },
         }
     )
@@ -123,10 +145,10 @@ def mutual_imagenet(
     Raises:
       UserError: there is no such network.
     """
-    names = _names(networks, IMAGENET_PAIRS)
     options = {"norm_groups": 8, "dtype": "bfloat16"}
+    backbones = tuple({**one, **options} for one in mutual_networks(networks, IMAGENET_PAIRS))
     config = photographs(
-        {"networks": tuple({"name": name, **options} for name in names), **method},
+        {"networks": backbones, **method},
         data={
             "dataset": "tfds/imagenet2012",
             "image_size": 224,
@@ -144,25 +166,26 @@ def mutual_imagenet(
         steps=epochs * 5004,
         batch_size=256,
         every_steps=5004,
-        report={"title": f"{title}: {' with '.join(names)}", "figures": _figures(names)},
+        report={
+            "title": f"{title}: {' with '.join(one['name'] for one in backbones)}",
+            "figures": mutual_figures(len(backbones)),
+        },
     )
     config.train.eval_every = 5004
     config.checkpoint.best_metric = "accuracy"
     return config
 
 
-def _names(networks: str, known: tuple[str, ...]) -> list[str]:
-    """The networks of a list separated by commas, at least two."""
-    names = networks.split(",")
-    for name in names:
-        if name not in known:
-            raise UserError(
-                f"no network {name!r}; expected some of {', '.join(known)}, separated by commas"
-            )
-    return names * 2 if len(names) == 1 else names
+def mutual_figures(networks: int) -> tuple[str, ...]:
+    """Names the figures of a row.
 
+    Args:
+      networks: how many are trained together; 0 where a network is trained alone.
 
-def _figures(names: list[str]) -> tuple[str, ...]:
-    """The figures of a row, every network's among them."""
-    single = (f"network{i}_accuracy" for i in range(len(names)))
+    Returns:
+      The mean accuracy, that of each network, and that of their ensemble.
+    """
+    if not networks:
+        return ("accuracy",)
+    single = (f"network{i}_accuracy" for i in range(networks))
     return ("accuracy", *single, "ensemble_accuracy")

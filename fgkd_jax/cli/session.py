@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 
 from fgkd_jax.cli.experiment import Experiment
 from fgkd_jax.cli.feature_cache import cached_feed
+from fgkd_jax.cli.weights import say, weight_hashes, weights_overlay
 from fgkd_jax.cli.workdir import CHECKPOINT_FOLDER, LEFT_OUT_FILE, read_json, write_json
 from fgkd_jax.data.base import Dataset, labels_and_ids
 from fgkd_jax.data.class_groups import class_groups
@@ -28,23 +28,10 @@ from fgkd_jax.errors import UserError, nearest
 from fgkd_jax.evaluation import EVALUATORS
 from fgkd_jax.protocols import IndexedMethod, Method
 from fgkd_jax.train.checkpoint import Checkpointer
-from fgkd_jax.train.init import Overlay
 from fgkd_jax.train.loop import Feed, Run, Trainer
-from fgkd_jax.train.pretrained import load_pretrained
 from fgkd_jax.train.sharding import make_mesh
 from fgkd_jax.train.state import TrainState
-from fgkd_jax.train.weight_files import file_sha256
-from fgkd_jax.typing import Batch, Variables
-
-
-def say(line: str) -> None:
-    """Prints one line for the person who watches, beside the progress bar.
-
-    Args:
-      line: what to say.
-    """
-    if jax.process_index() == 0:
-        print(line, file=sys.stderr, flush=True)
+from fgkd_jax.typing import Batch
 
 
 def use_platform(platform: str | None, *, cache: str | None = None) -> None:
@@ -216,7 +203,7 @@ def open_run(experiment: Experiment, *, dataset: Dataset) -> Run:
             hint = nearest(name, evaluator.figures)
             raise UserError(f"the evaluation of {method.task} has no figure '{name}'{hint}")
 
-    weights = _weight_files(experiment)
+    hashes = weight_hashes(experiment)
     images = PipelineFeed(
         dataset=dataset,
         options=experiment.data,
@@ -233,15 +220,12 @@ def open_run(experiment: Experiment, *, dataset: Dataset) -> Run:
         train=train,
         optimizer=experiment.optim,
         seed=experiment.seed,
-        overlay=_overlay(experiment) if weights else None,
+        overlay=weights_overlay(experiment) if hashes else None,
         constants=_constants(method, dataset),
         validation="validation" if "validation" in dataset.info.splits else None,
         metadata={
             "data fingerprint": dataset.info.fingerprint,
-            **{
-                "weights sha256" + (f" of {part}" if part != "backbone" else ""): file_sha256(path)
-                for part, path in weights.items()
-            },
+            **hashes,
         },
     )
 
@@ -251,33 +235,6 @@ def _constants(method: Method, dataset: Dataset) -> dict[str, Any] | None:
     if not isinstance(method, IndexedMethod):
         return None
     return method.constants(*labels_and_ids(dataset.source("train")))
-
-
-def _weight_files(experiment: Experiment) -> dict[str, str]:
-    """Files of pretrained weights by the backbone they are for."""
-    main = {"backbone": experiment.pretrained.path} if experiment.pretrained.path else {}
-    return {**main, **{part: path for part, path in experiment.pretrained.others.items() if path}}
-
-
-def _overlay(experiment: Experiment) -> Overlay:
-    """Puts the arrays of all files of weights in place of initial ones."""
-
-    def overlay(variables: Variables) -> Variables:
-        for part, path in _weight_files(experiment).items():
-            has_head = part == "backbone" and "head" in variables["params"]
-            variables, notes = load_pretrained(
-                variables,
-                path,
-                backbone=part,
-                head="head" if has_head else None,
-                reinit_head=experiment.pretrained.reinit_head,
-                # A method may take the first stages of another backbone alone.
-                truncated=part != "backbone",
-            )
-            say(str(notes))
-        return variables
-
-    return overlay
 
 
 def training_feed(

@@ -13,8 +13,9 @@ from fgkd_jax.errors import NonFiniteError, UserError
 DESCRIPTION = """\
 Trains a method on a data set, both named by a config. Everything the run makes goes into the
 workdir: checkpoints/, metrics.jsonl (one JSON object per line), config.json and, at the end,
-summary.json. The same command again continues a run that was stopped, from its newest
-checkpoint; a workdir that belongs to another config is left alone.
+summary.json and, for a method that matches the stages of networks, pictures/. The same command
+again continues a run that was stopped, from its newest checkpoint; a workdir that belongs to
+another config is left alone.
 
   fgkd train --config configs/classify_birds.py --workdir runs/birds
   fgkd train --config classify_cub50 --workdir runs/cub50 --config.data.data_dir=/data/cub50
@@ -88,12 +89,14 @@ def run_experiment(experiment: Any, *, workdir: str) -> dict[str, Any]:
     """
     from fgkd_jax.cli import results, session
     from fgkd_jax.cli import workdir as folder
+    from fgkd_jax.cli.weights import check_teacher
     from fgkd_jax.train.loop import Trainer, fit
 
     started = time.monotonic()
     folder.check(workdir, experiment)
     dataset = session.open_data(experiment)
     session.check_batches(experiment, dataset)
+    check_teacher(experiment, dataset)
     trainer = Trainer(session.open_run(experiment, dataset=dataset))
     initial = trainer.initial_state()
     images = trainer.run.feed
@@ -120,6 +123,7 @@ def run_experiment(experiment: Any, *, workdir: str) -> dict[str, Any]:
             "step": experiment.train.steps,
             "results": results.evaluate_checkpoints(trainer, state, checkpointer, experiment),
             "images_left_out": left_out(),
+            "pictures": _draw(experiment, workdir),
             "versions": results.versions(),
             "timing": {
                 "seconds": round(time.monotonic() - started, 1),
@@ -129,6 +133,15 @@ def run_experiment(experiment: Any, *, workdir: str) -> dict[str, Any]:
         }
     folder.write_json(Path(workdir) / folder.SUMMARY_FILE, summary)
     return summary
+
+
+def _draw(experiment: Any, workdir: str) -> list[str]:
+    """Draws what the metrics hold of stages that go together; names the files in the workdir."""
+    from fgkd_jax.cli.matrices import write_matrices
+
+    networks = [str(one["name"]) for one in getattr(experiment.method, "networks", ())]
+    drawn = write_matrices(workdir, networks=networks)
+    return [path.relative_to(workdir).as_posix() for path in drawn]
 
 
 def _kept(checkpointer: Any) -> str:
@@ -159,6 +172,8 @@ def render_summary(summary: dict[str, Any]) -> str:
     if left_out:
         names = ", ".join(list(left_out)[:5]) + (", ..." if len(left_out) > 5 else "")
         lines.append(f"{len(left_out)} images could not be read and were left out: {names}")
+    if pictures := summary.get("pictures"):
+        lines.append(f"drawn in the workdir: {', '.join(pictures)}")
     return "\n".join(lines)
 
 

@@ -25,6 +25,7 @@ MAY_CHANGE = (
     "data.read_threads",
     "data.prefetch_batches",
     "pretrained.path",
+    "pretrained.teacher",
     "train.tensorboard",
     "checkpoint.keep_last",
     "checkpoint.asynchronous",

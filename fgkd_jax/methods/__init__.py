@@ -1,6 +1,8 @@
 """The methods, one file each. `METHODS` is the only place that lists them."""
 
+from fgkd_jax.methods.afd import AFD
 from fgkd_jax.methods.classifier import Classifier
+from fgkd_jax.methods.kd import KD
 from fgkd_jax.methods.lmcl import LMCL
 from fgkd_jax.methods.mcl import MCL
 from fgkd_jax.methods.mcl_bank import MCLBank
@@ -8,7 +10,9 @@ from fgkd_jax.methods.mcl_moco import MCLMoCo
 from fgkd_jax.methods.tasn import TASN
 
 METHODS = {
+    "afd": AFD,
     "classifier": Classifier,
+    "kd": KD,
     "lmcl": LMCL,
     "mcl": MCL,
     "mcl_bank": MCLBank,
@@ -17,4 +21,14 @@ METHODS = {
 }
 """Methods by the name that a config gives as `method.name`."""
 
-__all__ = ["LMCL", "MCL", "METHODS", "TASN", "Classifier", "MCLBank", "MCLMoCo"]
+__all__ = [
+    "AFD",
+    "KD",
+    "LMCL",
+    "MCL",
+    "METHODS",
+    "TASN",
+    "Classifier",
+    "MCLBank",
+    "MCLMoCo",
+]

@@ -15,10 +15,10 @@ from flax import traverse_util
 
 from fgkd_jax.errors import UserError
 from fgkd_jax.losses.classification import cross_entropy
+from fgkd_jax.methods.image_options import ImageOptions
 from fgkd_jax.models.backbones import backbone_from
 from fgkd_jax.models.heads import LinearHead
-from fgkd_jax.ops.preprocess import color_jitter, normalize_image
-from fgkd_jax.protocols import LossOutput, LossTerm, split_variables
+from fgkd_jax.protocols import Exported, LossOutput, LossTerm, split_variables
 from fgkd_jax.typing import Array, Batch, Float, Key, Variables
 
 
@@ -72,21 +72,16 @@ class ClassifierNetwork(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class Classifier:
+class Classifier(ImageOptions):
     """Plain classification by cross-entropy.
 
-    Attributes:
+    Attributes, besides those of `ImageOptions`:
       num_classes: number of classes; taken from the data set where None.
       backbone: `name` of a backbone and its options, see `fgkd_jax.models.backbones`.
       frozen_stages: leading backbone stages that are not trained and keep their statistics. Their
         output may be given as `features` in place of `image`, computed once for a whole run.
       dropout: rate on the pooled features, in [0, 1).
       label_smoothing: share of the target spread evenly over all classes, in [0, 1).
-      image_mean: per channel, subtracted from images in 0..1.
-      image_std: per channel, divides after the mean is subtracted.
-      brightness: strength of the colour jitter on the device, 0 for none.
-      contrast: likewise.
-      saturation: likewise.
     """
 
     task: ClassVar[str] = "classification"
@@ -96,11 +91,6 @@ class Classifier:
     frozen_stages: int = 0
     dropout: float = 0.0
     label_smoothing: float = 0.0
-    image_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    image_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("dropout", "label_smoothing"):
@@ -146,7 +136,7 @@ class Classifier:
         Returns:
           `params` and, where the backbone normalises by batch statistics, `batch_stats`.
         """
-        images = self._normalize(batch["image"])
+        images = self.normalize(batch["image"])
         return self.network.init(key, images, train=False)
 
     def features(self, variables: Variables, batch: Batch) -> Float[Array, "b h w c"]:
@@ -160,7 +150,7 @@ class Classifier:
           Feature maps; as `features` of a batch they replace `image` in `loss` and `predict`.
         """
         network: Any = self.network
-        return network.apply(variables, self._normalize(batch["image"]), method="features")
+        return network.apply(variables, self.normalize(batch["image"]), method="features")
 
     def loss(
         self, variables: Variables, batch: Batch, key: Key[Array, ""], *, train: bool
@@ -181,17 +171,7 @@ class Classifier:
         if "features" in batch:
             inputs = self._features(batch)
         else:
-            inputs = batch["image"]
-            if train:
-                inputs = color_jitter(
-                    jitter_key,
-                    inputs,
-                    batch["id"],
-                    brightness=self.brightness,
-                    contrast=self.contrast,
-                    saturation=self.saturation,
-                )
-            inputs = self._normalize(inputs)
+            inputs = self.images(batch, jitter_key, train=train)
         _, model_state, _ = split_variables(variables)
         logits, new_state = self.network.apply(
             variables,
@@ -218,13 +198,76 @@ class Classifier:
           `logits` and `probabilities`, float32 of shape [b, k].
         """
         cached = "features" in batch
-        inputs = self._features(batch) if cached else self._normalize(batch["image"])
+        inputs = self._features(batch) if cached else self.normalize(batch["image"])
         network: Any = self.network
         logits = network.apply(variables, inputs, train=False, from_features=cached)
         return {"logits": logits, "probabilities": jax.nn.softmax(logits)}
 
+    def export(self, variables: Variables, *, network: int = 0) -> Exported:
+        """Takes the network out of its training.
+
+        Args:
+          variables: as `init` returns them.
+          network: 0, the only one.
+
+        Returns:
+          The network, as a classifier without any option of training.
+
+        Raises:
+          UserError: `network` is not 0.
+        """
+        check_network(network, count=1)
+        return exported_classifier(
+            self, variables, backbone=self.backbone, parts={"backbone": "backbone", "head": "head"}
+        )
+
     def _features(self, batch: Batch) -> Float[Array, "b h w c"]:
         return batch["features"].astype(jnp.float32)
 
-    def _normalize(self, image: Array) -> Float[Array, "b h w c"]:
-        return normalize_image(image, mean=self.image_mean, std=self.image_std)
+
+def check_network(network: int, *, count: int) -> None:
+    """Checks the number of a network.
+
+    Args:
+      network: as a user gave it.
+      count: how many networks there are.
+
+    Raises:
+      UserError: there is no such network.
+    """
+    if not 0 <= network < count:
+        expected = f"0 to {count - 1}" if count > 1 else "0, the only one"
+        raise UserError(f"network is {network}; expected {expected}")
+
+
+def exported_classifier(
+    method: Any,
+    variables: Variables,
+    *,
+    backbone: Mapping[str, Any],
+    parts: Mapping[str, str],
+    image_size: tuple[int, int] | None = None,
+) -> Exported:
+    """Makes a plain classifier of a backbone and a head that were trained among others.
+
+    Args:
+      method: with `num_classes`, `image_mean` and `image_std`.
+      variables: of the method.
+      backbone: `name` and options of the backbone.
+      parts: where the variables of `backbone` and of `head` are among those of the method.
+      image_size: of the images that the network sees, where these are not those of the batch.
+
+    Returns:
+      The classifier, without any option of training, and its variables.
+    """
+    taken = {
+        collection: {part: tree[place] for part, place in parts.items() if place in tree}
+        for collection, tree in variables.items()
+    }
+    alone = Classifier(
+        num_classes=method.num_classes,
+        backbone=backbone,
+        image_mean=method.image_mean,
+        image_std=method.image_std,
+    )
+    return Exported(alone, {name: tree for name, tree in taken.items() if tree}, image_size)

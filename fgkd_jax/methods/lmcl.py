@@ -238,6 +238,17 @@ class LMCL(MutualOptions):
         norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
         return {MATCH: match, VELOCITY: velocity}, {"meta_loss": loss, "meta_grad_norm": norm}
 
+    def classifier_name(self, network: int) -> str:
+        """Says where the classifier of a network's last stage is among the parameters.
+
+        Args:
+          network: which one, counted from 0.
+
+        Returns:
+          The name of its module.
+        """
+        return f"classifier{network}_{self.num_stages - 1}"
+
     def _apply(
         self, variables: Variables, params: PyTree, images: Array, *, train: bool
     ) -> tuple[StageOutputs, Variables]:

@@ -13,15 +13,16 @@ with: networks that are independent, Deep Mutual Learning, and an ensemble as th
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from fgkd_jax.errors import UserError, nearest
-from fgkd_jax.losses.classification import cross_entropy
 from fgkd_jax.losses.contrastive import mutual_contrastive
 from fgkd_jax.losses.distillation import ensemble_distillation, mutual_learning
+from fgkd_jax.methods.classifier import check_network
 from fgkd_jax.methods.mcl_network import MutualNetworks
 from fgkd_jax.methods.mutual import (
     MutualOptions,
@@ -29,7 +30,7 @@ from fgkd_jax.methods.mutual import (
     loss_term,
     masked,
 )
-from fgkd_jax.protocols import LossOutput, LossTerm, split_variables
+from fgkd_jax.protocols import Exported, LossOutput, LossTerm, split_variables
 from fgkd_jax.typing import Array, Batch, Float, Key, Variables
 
 _NONE: Mapping[str, float] = {
@@ -160,6 +161,50 @@ class MCL(MutualOptions):
             terms |= self.contrast_terms(losses)
         return masked(terms, batch["mask"]), state, self.figures(logits, batch)
 
+    def export(self, variables: Variables, *, network: int = 0) -> Exported:
+        """Takes one network out, with a copy of the trunk where it is shared.
+
+        Args:
+          variables: as `init` returns them.
+          network: which one, counted from 0.
+
+        Returns:
+          The network, as a classifier.
+
+        Raises:
+          UserError: there is no such network, or the trunk is of another kind than the network
+            that stands on it, which then is no backbone by itself.
+        """
+        check_network(network, count=self.num_networks)
+        if self.shared_stages and network:
+            variables = self._with_trunk(variables, network)
+        return super().export(variables, network=network)
+
+    def _with_trunk(self, variables: Variables, network: int) -> Variables:
+        """The variables, with the stages that a network shares put before its own."""
+        first, backbone = self.backbones[0], self.backbones[network]
+        shapes = self._trunk_shapes(backbone)
+        if type(first) is not type(backbone) or shapes != self._trunk_shapes(first):
+            raise UserError(
+                f"network {network} stands on {self.shared_stages} stages of network 0, which are "
+                "not of its kind, and is no network by itself; expected network 0"
+            )
+        variables = dict(variables)
+        for collection, stages in shapes[1].items():
+            tree = variables[collection]
+            trunk = {name: tree["networks_0"][name] for name in stages}
+            own = {**trunk, **tree.get(f"networks_{network}", {})}
+            variables[collection] = {**tree, f"networks_{network}": own}
+        return variables
+
+    def _trunk_shapes(self, backbone: Any) -> Any:
+        """The shapes of what the shared stages of a backbone put out, and of their variables."""
+        image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+        begin = partial(backbone.init_with_output, train=False, stop=self.shared_stages)
+        return jax.tree.map(
+            lambda leaf: leaf.shape, jax.eval_shape(begin, jax.random.key(0), image)
+        )
+
     def run(
         self, variables: Variables, batch: Batch, key: Key[Array, ""], *, train: bool
     ) -> tuple[Float[Array, "n b k"], Float[Array, "n b d"], Variables]:
@@ -196,11 +241,7 @@ class MCL(MutualOptions):
         Returns:
           `cross_entropy` and, where they have a weight, `mutual_learning` and `ensemble`.
         """
-        labels = jnp.broadcast_to(batch["label"], logits.shape[:2])
-        losses = jax.vmap(
-            lambda one, label: cross_entropy(one, label, label_smoothing=self.label_smoothing)
-        )(logits, labels)
-        terms = {"cross_entropy": loss_term(jnp.sum(losses, axis=0))}
+        terms = {"cross_entropy": self.label_term(logits, batch)}
         if self.mutual_learning_weight:
             loss = mutual_learning(logits)
             terms["mutual_learning"] = loss_term(loss, weight=self.mutual_learning_weight)

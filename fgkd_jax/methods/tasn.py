@@ -22,13 +22,14 @@ import jax.numpy as jnp
 from fgkd_jax.errors import UserError, nearest
 from fgkd_jax.losses.classification import cross_entropy
 from fgkd_jax.losses.distillation import soft_target_cross_entropy
+from fgkd_jax.methods.classifier import check_network, exported_classifier
+from fgkd_jax.methods.image_options import ImageOptions
 from fgkd_jax.methods.sampling import GRIDS, SOURCES, Positions, SamplingOptions
 from fgkd_jax.methods.tasn_network import TASNNetwork
 from fgkd_jax.models.backbones import backbone_from
 from fgkd_jax.ops.attention import detail_map, structure_map, trilinear_attention
-from fgkd_jax.ops.preprocess import IMAGENET_MEAN, IMAGENET_STD, color_jitter, normalize_image
 from fgkd_jax.ops.resample import corner_aligned_resize, separable_resample
-from fgkd_jax.protocols import LossOutput, LossTerm, split_variables
+from fgkd_jax.protocols import Exported, LossOutput, LossTerm, split_variables
 from fgkd_jax.typing import Array, Batch, Float, Key, Variables
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -62,7 +63,7 @@ def tasn_preset(name: str) -> dict[str, Any]:
 
 
 @dataclasses.dataclass(frozen=True)
-class TASN:
+class TASN(ImageOptions):
     """Trilinear attention sampling with distillation from part to master.
 
     loss = attention_weight CE(attention net) + view_weight (CE(part) + CE(master))
@@ -72,7 +73,9 @@ class TASN:
     The defaults are the released weights and T = 10, without a factor T^2. The mask by which the
     released code means to drop duplicate channels scrambles them, and is not reproduced.
 
-    Attributes:
+    The colour jitter is the same for the three small images of an example.
+
+    Attributes, besides those of `ImageOptions`:
       num_classes: number of classes; taken from the data set where None.
       backbone: `name` and options of the network that part and master share.
       attention_backbone: `name` and options of the attention net's. The default is the paper's
@@ -101,12 +104,6 @@ class TASN:
         default the part is a fixed target for it.
       dropout: rate on the pooled features of part and master, in [0, 1).
       label_smoothing: of every cross-entropy, in [0, 1).
-      image_mean: per channel, subtracted from images in 0..1.
-      image_std: per channel, divides after the mean is subtracted.
-      brightness: strength of the colour jitter, applied alike to the three small images of an
-        example; 0 for none.
-      contrast: likewise.
-      saturation: likewise.
     """
 
     task: ClassVar[str] = "sampled_classification"
@@ -135,11 +132,6 @@ class TASN:
     teacher_gradient: bool = False
     dropout: float = 0.0
     label_smoothing: float = 0.0
-    image_mean: tuple[float, float, float] = IMAGENET_MEAN
-    image_std: tuple[float, float, float] = IMAGENET_STD
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("dropout", "label_smoothing"):
@@ -228,7 +220,7 @@ class TASN:
                 rngs={"dropout": rng},
             )
 
-        small = self._normalize(colour(self._shrink(batch["image"])))
+        small = self.normalize(colour(self._shrink(batch["image"])))
         (attention_logits, features), new = apply(small, "attend", dropout_key)
         state = {**state, **new}
         attention = self._attention(features)
@@ -238,7 +230,7 @@ class TASN:
             for one, squared in zip(maps, (False, self.squared_structure), strict=True)
         )
         # Stacked, not concatenated along the batch: sharded examples stay where they are.
-        views = jnp.stack([self._normalize(detail), self._normalize(structure)], axis=1)
+        views = jnp.stack([self.normalize(detail), self.normalize(structure)], axis=1)
         logits, new = apply(views, "classify_views", view_key)
         state = {**state, **new}
         teacher = logits["part"]
@@ -286,7 +278,7 @@ class TASN:
         maps = structure_map(attention)
         structure, (rows, columns) = self._sample(batch, maps, squared=self.squared_structure)
         network: Any = self.network
-        logits = network.apply(variables, self._normalize(structure), method="classify_structure")
+        logits = network.apply(variables, self.normalize(structure), method="classify_structure")
         return {
             "logits": logits,
             "probabilities": jax.nn.softmax(logits),
@@ -318,6 +310,28 @@ class TASN:
             "detail_columns": columns,
         }
 
+    def export(self, variables: Variables, *, network: int = 0) -> Exported:
+        """Takes the master out, without the attention net and the sampler in front of it.
+
+        Args:
+          variables: as `init` returns them.
+          network: 0, the only one.
+
+        Returns:
+          The master, as a classifier of images like the structure images, of `out_size`.
+
+        Raises:
+          UserError: `network` is not 0.
+        """
+        check_network(network, count=1)
+        return exported_classifier(
+            self,
+            variables,
+            backbone=self.backbone,
+            parts={"backbone": "backbone", "head": "master_classifier"},
+            image_size=(self.out_size, self.out_size),
+        )
+
     @property
     def _weights(self) -> dict[str, float]:
         return {
@@ -332,7 +346,7 @@ class TASN:
     def _attended(self, variables: Variables, batch: Batch) -> Float[Array, "b ah aw c"]:
         """The attention maps, in evaluation mode."""
         network: Any = self.network
-        small = self._normalize(self._shrink(batch["image"]))
+        small = self.normalize(self._shrink(batch["image"]))
         return self._attention(network.apply(variables, small, train=False, method="attend")[1])
 
     def _attention(self, features: Array) -> Float[Array, "b ah aw c"]:
@@ -363,15 +377,5 @@ class TASN:
         return separable_resample(image, rows, columns), (rows, columns)
 
     def _jitter(self, key: Array, ids: Array) -> Callable[[Array], Array]:
-        """Colour jitter with the factors of each example."""
-        return lambda image: color_jitter(
-            key,
-            image,
-            ids,
-            brightness=self.brightness,
-            contrast=self.contrast,
-            saturation=self.saturation,
-        )
-
-    def _normalize(self, image: Array) -> Float[Array, "b h w 3"]:
-        return normalize_image(image, mean=self.image_mean, std=self.image_std)
+        """Changes the colours of every view of an example alike."""
+        return lambda image: self.recolour(key, image, ids)

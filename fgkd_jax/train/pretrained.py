@@ -60,6 +60,8 @@ def load_pretrained(
 ) -> tuple[dict[str, Any], PretrainedReport]:
     """Lays the tensors of a weights file over initialised variables.
 
+    The tensors have PyTorch's names, or our own (`named_arrays`).
+
     Every variable below `backbone` and `head` must be in the file and every tensor of the file
     must be wanted, in the right shape, unless an option says otherwise; all other variables stay.
 
@@ -89,7 +91,7 @@ def load_pretrained(
         without_head = (rules.classifier,) if reinit_head or head is None else ()
         new, loaded, kept, unused = _overlay(
             variables,
-            rules.prepare(arrays),
+            rules.prepare(_under_torch_names(arrays)),
             names=torch_names(variables, family=name, backbone=backbone, head=head),
             rules=rules,
             skip=(*skip, *without_head),
@@ -128,6 +130,28 @@ def to_torch_state_dict(
         torch_name: np.array(to_torch(np.asarray(flat[key])), order="C")
         for torch_name, key in names.items()
     }
+
+
+def named_arrays(variables: Variables) -> dict[str, np.ndarray]:
+    """The variables under their own names, for a file that `load_pretrained` reads as well.
+
+    Args:
+      variables: collections by name.
+
+    Returns:
+      Arrays by "/"-joined path, the collection first: `params/backbone/stem/conv/kernel`.
+    """
+    flat = flatten_dict(dict(variables), sep="/")
+    return {name: np.asarray(array) for name, array in flat.items()}
+
+
+def _under_torch_names(arrays: Arrays) -> Arrays:
+    """The arrays of a file of `named_arrays` under PyTorch's names; those of others as they are."""
+    if not any(name.startswith("params/") for name in arrays):
+        return arrays
+    variables = unflatten_dict(dict(arrays), sep="/")
+    head = "head" if "head" in variables["params"] else None
+    return to_torch_state_dict(variables, head=head)
 
 
 def _overlay(

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from flax import struct
 
+from fgkd_jax.protocols import FROZEN
 from fgkd_jax.typing import Leaf, PyTree, Variables
 
 
@@ -14,7 +15,8 @@ class TrainState:
     """Everything a training step reads and writes.
 
     What is not in here is not resumed. `constants` are inputs of the step that
-    never change; they are rebuilt from their sources at the start of a run, not saved.
+    never change; they are rebuilt from their sources at the start of a run, not saved. Where a
+    source is a file, the checkpoint's metadata has its hash.
 
     Attributes:
       step: int32 scalar, number of optimiser updates done.
@@ -23,7 +25,8 @@ class TrainState:
       model_state: collections that the forward pass updates (`batch_stats`).
       opt_state: state of the optimiser.
       ema: exponential moving average of `params`, or None.
-      constants: the `constants` collection (attribute matrices, word vectors), by name.
+      constants: the collections that never change, by name: `constants` (attribute matrices, word
+        vectors) and `frozen` (a teacher).
     """
 
     step: Leaf
@@ -33,6 +36,11 @@ class TrainState:
     opt_state: PyTree
     ema: PyTree | None = None
     constants: dict[str, Any] = struct.field(default_factory=dict)
+
+    @property
+    def frozen(self) -> Any:
+        """The collections of a frozen teacher; none where there is no teacher."""
+        return self.constants.get(FROZEN, {})
 
     def variables(self, *, ema: bool = False) -> Variables:
         """Returns the collections that a method's functions take.

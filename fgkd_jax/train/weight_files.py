@@ -1,12 +1,15 @@
 """Files of named arrays: safetensors, NumPy and PyTorch."""
 
 import hashlib
+import json
+import os
 from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
 import safetensors.numpy
 
 from fgkd_jax.errors import UserError
@@ -51,6 +54,93 @@ def load_arrays(path: str | PathLike[str]) -> dict[str, np.ndarray]:
     return arrays
 
 
+METADATA = "fgkd_jax"
+"""The key of a safetensors file's metadata under which ours is, as JSON."""
+
+_IN_NPZ = f"__{METADATA}__"
+
+
+def save_arrays(
+    path: str | PathLike[str],
+    arrays: Mapping[str, np.ndarray],
+    *,
+    metadata: Mapping[str, Any],
+    overwrite: bool = False,
+) -> None:
+    """Writes a file of named arrays, whole or not at all.
+
+    Args:
+      path: .safetensors or .npz; its folder is made where it is missing.
+      arrays: by name.
+      metadata: JSON values, for `load_metadata`.
+      overwrite: whether a file that is there already may be replaced.
+
+    Raises:
+      UserError: another kind of file, one that is there already, or it cannot be written.
+    """
+    file = Path(path)
+    check_output(file, overwrite=overwrite)
+    temporary = file.with_name(f".{os.getpid()}.{file.name}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            WRITERS[file.suffix](temporary, arrays, json.dumps(metadata))
+            check_output(file, overwrite=overwrite)  # writing takes a while
+            temporary.replace(file)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, safetensors.SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{path} cannot be written: {reason}") from error
+
+
+def check_output(path: str | PathLike[str], *, overwrite: bool) -> None:
+    """Checks that `save_arrays` may write a file; writes nothing.
+
+    Args:
+      path: the file.
+      overwrite: whether one that is there already may be replaced.
+
+    Raises:
+      UserError: another kind of file, or one that is there already.
+    """
+    file = Path(path)
+    if file.suffix not in WRITERS:
+        raise UserError(f"output {path} ends in {file.suffix!r}; expected {' or '.join(WRITERS)}")
+    if file.exists() and not (overwrite and file.is_file()):
+        raise UserError(f"output {path} exists already; expected a name that is free")
+
+
+def load_metadata(path: str | PathLike[str]) -> dict[str, Any]:
+    """Reads what `save_arrays` was given beside the arrays.
+
+    Args:
+      path: the file, in any format that `load_arrays` reads.
+
+    Returns:
+      The JSON values; none where the file has none of ours.
+
+    Raises:
+      UserError: no such file, or a damaged one.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"{path}: no such file")
+    if file.suffix not in WRITERS:
+        return {}
+    try:
+        if file.suffix == ".npz":
+            with np.load(file, allow_pickle=False) as loaded:
+                text = str(loaded[_IN_NPZ]) if _IN_NPZ in loaded.files else "{}"
+        else:
+            with safetensors.safe_open(file, framework="numpy") as opened:
+                text = (opened.metadata() or {}).get(METADATA, "{}")
+        return json.loads(text)
+    except Exception as error:  # what a decoder raises on damaged bytes is anyone's guess
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: its metadata is not readable: {reason}") from error
+
+
 def file_sha256(path: str | PathLike[str]) -> str:
     """The SHA-256 of a file, to tell later whether it is still the same one.
 
@@ -80,7 +170,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         if not isinstance(loaded, np.lib.npyio.NpzFile):
             raise UserError(f"{path}: holds one array without a name; expected an .npz archive")
         with loaded:
-            return {name: loaded[name] for name in loaded.files}
+            return {name: loaded[name] for name in loaded.files if name != _IN_NPZ}
 
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
@@ -112,4 +202,21 @@ READERS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
     ".th": _read_torch,
     ".bin": _read_torch,
     ".tar": _read_torch,
+}
+
+
+def _write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: str) -> None:
+    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    safetensors.numpy.save_file(whole, path, metadata={METADATA: metadata})
+
+
+def _write_npz(path: Path, arrays: Mapping[str, np.ndarray], metadata: str) -> None:
+    named: dict[str, Any] = {**arrays, _IN_NPZ: np.array(metadata)}
+    with path.open("wb") as file:
+        np.savez(file, **named)
+
+
+WRITERS: dict[str, Callable[[Path, Mapping[str, np.ndarray], str], None]] = {
+    ".safetensors": _write_safetensors,
+    ".npz": _write_npz,
 }

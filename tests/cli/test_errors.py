@@ -164,7 +164,9 @@ def test_help_is_not_an_error(arguments, capsys):
     assert "fgkd" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "predict", "data", "bench", "reproduce"])
+@pytest.mark.parametrize(
+    "command", ["train", "eval", "predict", "export", "data", "bench", "reproduce"]
+)
 def test_every_command_explains_itself(command, capsys):
     assert main([command, "--help"]) == 0
     out = capsys.readouterr().out

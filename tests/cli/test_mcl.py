@@ -89,6 +89,8 @@ def test_a_run_resumes_bit_for_bit_and_reports_every_network(name, photographs, 
     if name == "lmcl":
         # The weights between stages move, and not only because the networks do.
         assert len({line["match/0.0-1.0"] for line in trained}) == STEPS
+    pictures = [path.name for path in whole.glob("pictures/*")]
+    assert pictures == (["match.0-1.png"] if name == "lmcl" else [])
 
     capsys.readouterr()
     picture = next((photographs / "test").rglob("*.png"))

@@ -65,8 +65,8 @@ def logits_of(method, variables, batch, key):
     @jax.jit
     def run(variables, batch, key):
         explained = method.explain(variables, batch, jax.random.split(key, 4)[0])
-        small = method._normalize(method._shrink(batch["image"]))
-        views = [method._normalize(explained[name]) for name in ("detail", "structure")]
+        small = method.normalize(method._shrink(batch["image"]))
+        views = [method.normalize(explained[name]) for name in ("detail", "structure")]
         attention, _ = network.apply(variables, small, train=False, method="attend")
         pair = jnp.stack(views, axis=1)
         rest = network.apply(variables, pair, train=False, method="classify_views")

@@ -113,6 +113,7 @@ class MetaMethod(Protocol):
         batch: Batch,
         key: Key[Array, ""],
         *,
+        meta_batch: Batch,
         learning_rate: float | Array,
     ) -> tuple[Variables, dict[str, Array]]:
         """Computes new values of some collections of the model state.
@@ -121,6 +122,7 @@ class MetaMethod(Protocol):
           variables: as `init` returns them, after the main step.
           batch: the batch of the main step.
           key: a typed PRNG key for this step.
+          meta_batch: what the outcome is judged by: examples that no main step sees, or `batch`.
           learning_rate: of the main step.
 
         Returns:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from fgkd_jax.data.class_groups import class_groups
 from fgkd_jax.data.options import DataOptions
 from fgkd_jax.data.pipeline import (
     BatchIterator,
+    divide_train,
     eval_iterator,
     train_iterator,
-    with_validation,
 )
 from fgkd_jax.data.registry import open_dataset
 from fgkd_jax.errors import UserError, nearest
@@ -83,11 +84,12 @@ class PipelineFeed:
     seed: int
     corrupt: dict[str, str] = dataclasses.field(default_factory=dict)
 
-    def train(self, start_step: int) -> BatchIterator:
+    def train(self, start_step: int, *, split: str = "train") -> BatchIterator:
         """Yields this process's share of the training batches from a step on, without end.
 
         Args:
           start_step: index of the first batch.
+          split: `train`, or `meta` for those of second steps.
 
         Returns:
           Batches.
@@ -100,6 +102,7 @@ class PipelineFeed:
             start_step=start_step,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
+            split=split,
         )
         batches.corrupt = self.corrupt
         return batches
@@ -197,6 +200,7 @@ def open_run(experiment: Experiment, *, dataset: Dataset) -> Run:
     evaluator = EVALUATORS[method.task](
         dataset.info, experiment.data.extra_keys, getattr(method, "num_networks", 1)
     )
+    _check_meta(experiment, method)
     asked = (*experiment.report.figures, experiment.checkpoint.best_metric)
     for name in asked:
         if name not in evaluator.figures:
@@ -215,6 +219,7 @@ def open_run(experiment: Experiment, *, dataset: Dataset) -> Run:
         method=method,
         evaluator=evaluator,
         feed=images,
+        meta_feed=partial(images.train, split="meta") if experiment.data.meta_fraction else None,
         spec=image_spec(experiment.data, batch_size=train.batch_size),
         mesh=make_mesh(experiment.mesh),
         train=train,
@@ -228,6 +233,15 @@ def open_run(experiment: Experiment, *, dataset: Dataset) -> Run:
             **hashes,
         },
     )
+
+
+def _check_meta(experiment: Experiment, method: Method) -> None:
+    """Raises where images are set apart for second steps that are never taken."""
+    if experiment.data.meta_fraction and not getattr(method, "meta_every", 0):
+        raise UserError(
+            f"data.meta_fraction is {experiment.data.meta_fraction}; expected 0, as the method "
+            "takes no second steps"
+        )
 
 
 def _constants(method: Method, dataset: Dataset) -> dict[str, Any] | None:
@@ -292,7 +306,7 @@ def open_data(experiment: Experiment) -> Dataset:
       The data set; drawn first where it is one that the project draws itself.
     """
     options = experiment.data
-    return with_validation(open_dataset(options.dataset, data_dir=options.data_dir), options)
+    return divide_train(open_dataset(options.dataset, data_dir=options.data_dir), options)
 
 
 def check_batches(experiment: Experiment, dataset: Dataset) -> None:
@@ -306,13 +320,14 @@ def check_batches(experiment: Experiment, dataset: Dataset) -> None:
       UserError: the training images cannot be grouped by class as the options ask.
     """
     if experiment.data.images_per_class:
-        class_groups(
-            dataset.source("train"),
-            dataset.info,
-            batch_size=experiment.train.batch_size,
-            images_per_class=experiment.data.images_per_class,
-            seed=experiment.seed,
-        )
+        for split in ("train", "meta") if experiment.data.meta_fraction else ("train",):
+            class_groups(
+                dataset.source(split),
+                dataset.info,
+                batch_size=experiment.train.batch_size,
+                images_per_class=experiment.data.images_per_class,
+                seed=experiment.seed,
+            )
 
 
 def open_checkpoints(

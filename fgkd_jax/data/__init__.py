@@ -59,7 +59,7 @@ from fgkd_jax.data.base import (
 )
 from fgkd_jax.data.holdout import holdout
 from fgkd_jax.data.options import DataOptions
-from fgkd_jax.data.pipeline import BatchIterator, eval_iterator, train_iterator, with_validation
+from fgkd_jax.data.pipeline import BatchIterator, divide_train, eval_iterator, train_iterator
 from fgkd_jax.data.registry import build_dataset, check_dataset, open_dataset
 
 __all__ = [
@@ -73,9 +73,9 @@ __all__ = [
     "Source",
     "build_dataset",
     "check_dataset",
+    "divide_train",
     "eval_iterator",
     "holdout",
     "open_dataset",
     "train_iterator",
-    "with_validation",
 ]

@@ -1,4 +1,4 @@
-"""A validation split for data sets that come without one."""
+"""Divisions of the training split: for validation, for second steps, and smaller ones."""
 
 from dataclasses import dataclass, replace
 
@@ -10,11 +10,11 @@ from fgkd_jax.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class HoldoutDataset:
-    """A data set whose training images are divided into `train` and `validation`.
+    """A data set whose training images are divided into `train` and another split.
 
     Attributes:
       base: the data set.
-      info: its description with three splits.
+      info: its description with one more split.
       parts: the two divisions of its `train`.
     """
 
@@ -39,8 +39,10 @@ class HoldoutDataset:
         return self.parts[split] if split in self.parts else self.base.source(split)
 
 
-def holdout(dataset: Dataset, *, fraction: float, seed: int = 0) -> HoldoutDataset:
-    """Holds a share of the training images of each class out for validation.
+def holdout(
+    dataset: Dataset, *, fraction: float, seed: int = 0, split: str = "validation"
+) -> HoldoutDataset:
+    """Holds a share of the training images of each class out, for validation for example.
 
     Within a class of n images, those with the smallest hash of (seed, id) are held out: fraction x
     n of them, rounded to the nearest and at least one, but never all. So the division depends on
@@ -52,16 +54,17 @@ def holdout(dataset: Dataset, *, fraction: float, seed: int = 0) -> HoldoutDatas
         no other way.
       fraction: share to hold out, in (0, 1).
       seed: chooses another division.
+      split: what the images held out are called.
 
     Returns:
-      The same data set with `train` and `validation` disjoint; `test` and its fingerprint are as
+      The same data set with `train` and the new split disjoint; `test` and its fingerprint are as
       before.
 
     Raises:
       UserError: the fraction is out of range.
     """
     if not 0 < fraction < 1:
-        raise UserError(f"validation fraction is {fraction}; expected more than 0 and less than 1")
+        raise UserError(f"{split} fraction is {fraction}; expected more than 0 and less than 1")
     train = dataset.source("train")
     labels, ids = labels_and_ids(train)
     order = np.lexsort((ids, hash_ids(ids, seed=seed), labels))
@@ -71,11 +74,9 @@ def holdout(dataset: Dataset, *, fraction: float, seed: int = 0) -> HoldoutDatas
     rank = np.arange(len(order)) - np.repeat(starts, sizes)
     chosen = np.zeros(len(order), bool)
     chosen[order] = rank < np.repeat(held, sizes)
-    rows = {"train": np.flatnonzero(~chosen), "validation": np.flatnonzero(chosen)}
-    parts = {
-        split: Subset(train, rows[split], labels[rows[split]], ids[rows[split]]) for split in rows
-    }
-    splits = {**dataset.info.splits, **{split: len(part) for split, part in parts.items()}}
+    rows = {"train": np.flatnonzero(~chosen), split: np.flatnonzero(chosen)}
+    parts = {name: Subset(train, row, labels[row], ids[row]) for name, row in rows.items()}
+    splits = {**dataset.info.splits, **{name: len(part) for name, part in parts.items()}}
     return HoldoutDataset(dataset, replace(dataset.info, splits=splits), parts)
 
 

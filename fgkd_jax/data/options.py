@@ -35,6 +35,10 @@ class DataOptions:
       validation_fraction: share of each training class held out where the data set has no
         validation split of its own, in [0, 1).
       validation_seed: chooses another division.
+      meta_fraction: share of each class of what then remains that is set apart as the split `meta`,
+        for the second steps of methods that have one, in [0, 1); 0 lets them take the batches of
+        the main steps.
+      train_fraction: share of each class of what then remains that is trained on, in (0, 1].
       on_corrupt: what an image that cannot be read does: "raise" stops, "skip" goes on without.
       extra_keys: keys of `Example` to put into the batch besides the standard ones: "bbox",
         "parts", "mask" (as `object_mask`), "attributes", or what else the data set has.
@@ -61,6 +65,8 @@ class DataOptions:
     images_per_class: int = 0
     validation_fraction: float = 0.0
     validation_seed: int = 0
+    meta_fraction: float = 0.0
+    train_fraction: float = 1.0
     on_corrupt: Literal["raise", "skip"] = "raise"
     extra_keys: tuple[str, ...] = ()
     num_workers: int = 0
@@ -86,8 +92,11 @@ class DataOptions:
         check_value("views", self.views, self.views >= 1, "at least 1")
         m = self.images_per_class
         check_value("images_per_class", m, m >= 0, "at least 0")
-        f = self.validation_fraction
-        check_value("validation_fraction", f, 0 <= f < 1, "in [0, 1)")
+        for name in ("validation_fraction", "meta_fraction"):
+            f = getattr(self, name)
+            check_value(name, f, 0 <= f < 1, "in [0, 1)")
+        f = self.train_fraction
+        check_value("train_fraction", f, 0 < f <= 1, "in (0, 1]")
         check_value("num_workers", self.num_workers, self.num_workers >= 0, "at least 0")
         check_value("read_threads", self.read_threads, self.read_threads > 0, "at least 1")
         check_value(

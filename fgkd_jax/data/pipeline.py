@@ -64,20 +64,28 @@ class BatchIterator(Iterator[Batch]):
         self._batches.close()
 
 
-def with_validation(dataset: Dataset, options: DataOptions) -> Dataset:
-    """Gives a data set the validation split that the options ask for.
+def divide_train(dataset: Dataset, options: DataOptions) -> Dataset:
+    """Divides the training split of a data set as the options ask.
+
+    Each division is by `holdout`, one after the other: first `validation`, where the data set has
+    no such split of its own, then `meta`, then what `train_fraction` leaves unused.
 
     Args:
       dataset: any.
-      options: `validation_fraction` and `validation_seed` count.
+      options: `validation_fraction`, `validation_seed`, `meta_fraction` and `train_fraction` count.
 
     Returns:
-      The data set itself when it has a validation split or none is asked for, otherwise one whose
-      `train` is divided by `holdout`.
+      The data set with smaller `train`; itself when nothing is asked for, or it is divided already.
     """
-    if "validation" in dataset.info.splits or not options.validation_fraction:
-        return dataset
-    return holdout(dataset, fraction=options.validation_fraction, seed=options.validation_seed)
+    shares = {
+        "validation": options.validation_fraction,
+        "meta": options.meta_fraction,
+        "unused": 1 - options.train_fraction,
+    }
+    for split, share in shares.items():
+        if share and split not in dataset.info.splits:
+            dataset = holdout(dataset, fraction=share, seed=options.validation_seed, split=split)
+    return dataset
 
 
 def train_iterator(
@@ -89,6 +97,7 @@ def train_iterator(
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
+    split: str = "train",
 ) -> BatchIterator:
     """Batches of the training split without end, shuffled anew in every epoch.
 
@@ -111,6 +120,7 @@ def train_iterator(
       start_step: the first batch to deliver; starting later costs nothing.
       process_index: which process this is.
       process_count: how many there are; divides `batch_size`.
+      split: `train`, or `meta` where the options set one apart.
 
     Returns:
       An iterator over this process's rows of the batches, whose `mask` is True throughout.
@@ -124,10 +134,10 @@ def train_iterator(
     rows = _local_size(batch_size, process_index, process_count)
     check_value("seed", seed, 0 <= seed < 2**32, "in [0, 2^32)")
     check_value("start_step", start_step, start_step >= 0, "at least 0")
-    dataset = with_validation(dataset, options)
-    source = dataset.source("train")
+    dataset = divide_train(dataset, options)
+    source = dataset.source(split)
     if not len(source):
-        raise UserError(f"{dataset.info.name}: the split 'train' is empty")
+        raise UserError(f"{dataset.info.name}: the split {split!r} is empty")
     stream = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(None)
     groups = None
     if options.images_per_class:
@@ -290,8 +300,8 @@ class _Loader:
 
 def _eval_source(dataset: Dataset, split: str, options: DataOptions) -> tuple[Source, DatasetInfo]:
     """The examples of a split; `train` and `validation` are what the options make of them."""
-    if split in ("train", "validation"):
-        dataset = with_validation(dataset, options)
+    if split in ("train", "validation", "meta", "unused"):
+        dataset = divide_train(dataset, options)
     if split == "validation" and split not in dataset.info.splits:
         raise UserError(
             f"{dataset.info.name} has no split 'validation' and validation_fraction is 0; "

@@ -22,7 +22,7 @@ from fgkd_jax.errors import UserError
 from fgkd_jax.losses.classification import cross_entropy
 from fgkd_jax.losses.contrastive import layerwise_mutual_contrastive
 from fgkd_jax.losses.distillation import aggregated_task
-from fgkd_jax.methods.bilevel import INNER, unrolled_gradient
+from fgkd_jax.methods.bilevel import INNER, JUDGE, unrolled_gradient
 from fgkd_jax.methods.lmcl_network import StagedNetworks, StageOutputs
 from fgkd_jax.methods.mutual import (
     MutualOptions,
@@ -184,6 +184,7 @@ class LMCL(MutualOptions):
         batch: Batch,
         key: Key[Array, ""],
         *,
+        meta_batch: Batch,
         learning_rate: float | Array,
     ) -> tuple[Variables, dict[str, Array]]:
         """Takes a step of the meta-network alone.
@@ -195,25 +196,33 @@ class LMCL(MutualOptions):
 
         Args:
           variables: as `init` returns them.
-          batch: as `loss` takes it; the one of the main step, as released, or any other.
+          batch: as `loss` takes it, of the main step.
           key: a typed PRNG key.
+          meta_batch: what the meta-network's loss is computed on, after all steps were taken on
+            `batch`: the same again, as released, or examples that were held out.
           learning_rate: of the main step, which all steps here use too.
 
         Returns:
           The new collections `match` and `match_velocity`, and `meta_loss` and `meta_grad_norm` to
           log.
         """
-        images = self.images(batch, key, train=True)
-        count = jnp.maximum(1, jnp.sum(batch["mask"]))
+        seen, held = (
+            {**one, "image": self.images(one, key, train=True)} for one in (batch, meta_batch)
+        )
 
         def objective(params: PyTree, match: PyTree, phase: Array) -> Array:
-            outputs, _ = self._apply(variables, params, images, train=True)
+            batch = {
+                name: jnp.where(phase == JUDGE, held[name], seen[name])
+                for name in ("image", "label", "mask")
+            }
+            outputs, _ = self._apply(variables, params, batch["image"], train=True)
             terms = self._contrast(outputs, batch, self._match_weights(match, outputs))
             kept = masked(terms, batch["mask"]).values()
             contrast = sum(term.weight * jnp.sum(term.sum) for term in kept)
             logits = outputs.logits.reshape(-1, *outputs.logits.shape[2:])
             losses = jax.vmap(cross_entropy, in_axes=(0, None))(logits, batch["label"])
             task = jnp.sum(jnp.where(batch["mask"][None], losses, 0.0))
+            count = jnp.maximum(1, jnp.sum(batch["mask"]))
             return jnp.where(phase == INNER, contrast, task) / count
 
         loss, grads = unrolled_gradient(

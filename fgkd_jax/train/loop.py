@@ -98,6 +98,8 @@ class Run:
       optimizer: optimiser options.
       seed: seeds parameters, augmentation and dropout.
       overlay: puts pretrained arrays in place of initial ones.
+      meta_feed: supplies the batches that the second steps of a method are judged by, from the one
+        of an index on; None: those of the main steps.
       constants: what the method keeps of the data set; None where it needs nothing.
       validation: name of the split to choose checkpoints on; None where there is none.
       metadata: JSON values stored with every checkpoint; a resumed run must have the same
@@ -113,6 +115,7 @@ class Run:
     optimizer: optim.OptimOptions
     seed: int = 0
     overlay: Overlay | None = None
+    meta_feed: Callable[[int], Batches] | None = None
     constants: Mapping[str, Any] | None = None
     validation: str | None = None
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -184,7 +187,7 @@ class Trainer:
             self.meta_step = Counted(
                 make_meta_step(run.method, self.learning_rate),
                 donate_argnums=0,
-                in_shardings=(placed, split),
+                in_shardings=(placed, split, split),
                 out_shardings=(placed, everywhere),
             )
         self.eval_step = Counted(
@@ -314,9 +317,15 @@ def fit(
         enabled=jax.process_index() == 0,
         tensorboard=TENSORBOARD[run.train.tensorboard],
     )
-    batches = run.feed.train(start)
-    with writer, contextlib.closing(batches), jax.transfer_guard("disallow"):
-        state = _steps(trainer, state, start, batches, checkpointer, writer)
+    batches, meta_batches = run.feed.train(start), None
+    if trainer.meta_step and run.meta_feed:
+        meta_batches = run.meta_feed(-(-start // trainer.meta_every))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(writer)
+        for iterator in filter(None, (batches, meta_batches)):
+            stack.enter_context(contextlib.closing(iterator))
+        stack.enter_context(jax.transfer_guard("disallow"))
+        state = _steps(trainer, state, start, batches, meta_batches, checkpointer, writer)
     checkpointer.wait()
     return state, start
 
@@ -345,6 +354,7 @@ def _steps(
     state: TrainState,
     start: int,
     batches: Iterator[HostBatch],
+    meta_batches: Iterator[HostBatch] | None,
     checkpointer: Checkpointer,
     writer: MetricsWriter,
 ) -> TrainState:
@@ -364,7 +374,8 @@ def _steps(
             state, metrics = trainer.train_step(state, placed)
             window.add(step, metrics, batch["id"])
             if trainer.meta_step and (step - 1) % trainer.meta_every == 0:
-                state, metrics = trainer.meta_step(state, placed)
+                held = put_batch(next(meta_batches), mesh=run.mesh) if meta_batches else placed
+                state, metrics = trainer.meta_step(state, placed, held)
                 writer.write(step, _finite_scalars(step, metrics), split="meta")
             saves = step == total or step % checkpointer.options.every_steps == 0
             evaluates = step in evaluations

@@ -17,6 +17,7 @@ from fgkd_jax.typing import Array, Batch, Leaf, PyTree
 
 Metrics = dict[str, Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+MetaStep = Callable[[TrainState, Batch, Batch], tuple[TrainState, Metrics]]
 _META = 1
 """Folded into the key of a second step, so that it draws otherwise than the main one."""
 EvalStep = Callable[[TrainState, PyTree, Batch], PyTree]
@@ -103,7 +104,7 @@ def make_train_step(
     return step
 
 
-def make_meta_step(method: MetaMethod, schedule: optax.Schedule) -> TrainStep:
+def make_meta_step(method: MetaMethod, schedule: optax.Schedule) -> MetaStep:
     """Builds the second step of a method that has one.
 
     Args:
@@ -111,15 +112,15 @@ def make_meta_step(method: MetaMethod, schedule: optax.Schedule) -> TrainStep:
       schedule: learning rate by step.
 
     Returns:
-      `(state, batch) -> (state, metrics)`, to be called with the state after a main step and that
-      step's batch; it counts as no step.
+      `(state, batch, meta_batch) -> (state, metrics)`, to be called with the state after a main
+      step, that step's batch, and the batch to judge by; it counts as no step.
     """
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Batch, meta_batch: Batch) -> tuple[TrainState, Metrics]:
         done = state.step - 1
         key = jax.random.fold_in(jax.random.fold_in(state.key, done), _META)
         changed, metrics = method.meta_step(
-            state.variables(), batch, key, learning_rate=schedule(done)
+            state.variables(), batch, key, meta_batch=meta_batch, learning_rate=schedule(done)
         )
         model_state = {**state.model_state, **changed}
         return dataclasses.replace(state, model_state=model_state), metrics

@@ -1,3 +1,4 @@
+import dataclasses
 import pickle
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 from fgkd_jax.data import cub
 from fgkd_jax.data.base import DatasetInfo, SplitSources
 from fgkd_jax.data.images import decode
-from fgkd_jax.data.pipeline import DataOptions, eval_iterator, train_iterator, with_validation
+from fgkd_jax.data.pipeline import DataOptions, divide_train, eval_iterator, train_iterator
 from fgkd_jax.errors import UserError
 
 SMALL = DataOptions(image_size=16, read_threads=2, prefetch_batches=2)
@@ -17,7 +18,7 @@ EVAL = DataOptions(image_size=16, read_threads=2, eval_geometry="resize")
 
 
 class Memory:
-    """Arrays as examples: picture i is grey of 10 i, with label i % 3 and id 100 + i."""
+    """Arrays as examples: picture i is grey of 10 i modulo 256, with label i % 3 and id 100 + i."""
 
     def __init__(self, n: int, *, broken: tuple[int, ...] = (), labels: dict | None = None):
         self.n, self.broken, self.changed = n, broken, labels or {}
@@ -26,7 +27,7 @@ class Memory:
         return self.n
 
     def __getitem__(self, i):
-        image = b"broken" if i in self.broken else np.full((20, 24, 3), 10 * i, np.uint8)
+        image = b"broken" if i in self.broken else np.full((20, 24, 3), 10 * i % 256, np.uint8)
         return {
             "image": image,
             "label": self.changed.get(i, i % 3),
@@ -404,7 +405,7 @@ def test_a_mask_of_another_size_is_named():
 
 def test_validation_is_held_out_of_training(birds):
     options = DataOptions(image_size=16, validation_fraction=0.4, validation_seed=1)
-    split = with_validation(birds, options)
+    split = divide_train(birds, options)
     assert split.info.splits == {"train": 3, "test": 6, "validation": 3}
     (batch,) = eval_iterator(birds, "validation", options, batch_size=3)
     held = set(batch["id"].tolist())
@@ -419,13 +420,47 @@ def test_validation_is_held_out_of_training(birds):
     (batch,) = eval_iterator(birds, "train", options, batch_size=3)
     assert set(batch["id"].tolist()) == trained
     # Dividing what is divided already changes nothing.
-    assert with_validation(split, options) is split
+    assert divide_train(split, options) is split
+
+
+def test_what_remains_of_training_is_divided_further():
+    whole = memory(train=60)
+    options = DataOptions(
+        image_size=16, validation_fraction=0.2, meta_fraction=0.25, train_fraction=0.5
+    )
+    split = divide_train(whole, options)
+    sizes = {"train": 18, "test": 7, "validation": 12, "meta": 12, "unused": 18}
+    assert split.info.splits == sizes
+    ids = {name: set(split.source(name).ids.tolist()) for name in sizes if name != "test"}
+    assert set.union(*ids.values()) == set(range(100, 160))
+    assert divide_train(split, options) is split
+    for name in ("train", "meta"):
+        batches = take(train_iterator(whole, options, batch_size=6, seed=0, split=name), 3)
+        seen = {i for batch in batches for i in batch["id"].tolist()}
+        assert seen == ids[name]
+        assert len({label for batch in batches for label in batch["label"].tolist()}) == 3
+    # Only the training images grow with their share.
+    more = divide_train(whole, dataclasses.replace(options, train_fraction=1.0))
+    assert more.info.splits["train"] == 36
+    assert set(more.source("meta").ids.tolist()) == ids["meta"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"meta_fraction": 1.0}, r"meta_fraction is 1.0; expected in \[0, 1\)"),
+        ({"train_fraction": 0.0}, r"train_fraction is 0.0; expected in \(0, 1\]"),
+    ],
+)
+def test_shares_are_checked(options, message):
+    with pytest.raises(UserError, match=message):
+        DataOptions(**options)
 
 
 def test_validation_that_nobody_holds_out_is_an_error(birds):
     with pytest.raises(UserError, match="has no split 'validation' and validation_fraction is 0"):
         eval_iterator(birds, "validation", SMALL, batch_size=2)
-    assert with_validation(birds, SMALL) is birds
+    assert divide_train(birds, SMALL) is birds
 
 
 def test_a_data_set_of_files_alone_can_be_evaluated():

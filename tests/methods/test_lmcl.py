@@ -65,8 +65,11 @@ def outputs_of(variables, batch):
     return apply(kept, normalized(METHOD, batch))
 
 
-def run_meta(variables, batch):
-    return meta_step(variables, batch, jax.random.key(2), learning_rate=0.05)
+def run_meta(variables, batch, *, held=None, learning_rate=0.05):
+    held = batch if held is None else held
+    return meta_step(
+        variables, batch, jax.random.key(2), meta_batch=held, learning_rate=learning_rate
+    )
 
 
 def test_the_terms_are_the_losses_of_what_the_stages_say(batch, variables):
@@ -155,6 +158,20 @@ def test_the_meta_step_descends_what_the_networks_come_to(batch, variables):
     assert values[1] < float(metrics["meta_loss"]) < values[0]
 
 
+def test_held_out_examples_judge_and_do_not_teach(batch, variables):
+    held = make_batch(seed=5)
+    _, metrics = run_meta(variables, batch, held=held, learning_rate=0.0)
+    images = normalized(METHOD, held)
+    kept = {name: variables[name] for name in ("params", "batch_stats")}
+    outputs, _ = METHOD.network.apply(kept, images, train=True, mutable=["batch_stats"])
+    logits = outputs.logits.reshape(-1, *outputs.logits.shape[2:])
+    expected = sum(float(jnp.mean(cross_entropy(one, held["label"]))) for one in logits)
+    np.testing.assert_allclose(metrics["meta_loss"], expected, rtol=1e-5)
+    # What the steps are taken on shows as soon as they are taken.
+    figures = [float(run_meta(variables, one, held=held)[1]["meta_loss"]) for one in (batch, held)]
+    assert abs(figures[0] - figures[1]) > 1e-3
+
+
 def test_without_a_meta_network_all_weights_are_one(batch):
     method = make_method(meta_every=0)
     made = jax.jit(method.init)(jax.random.key(0), batch)
@@ -188,7 +205,9 @@ def test_eight_devices_equal_one():
         }
         placed = put_batch(batch, mesh=mesh)
         state, _ = jax.jit(make_train_step(method, optimizer), **options)(state, placed)
-        state, metrics = jax.jit(make_meta_step(method, lambda step: 0.1), **options)(state, placed)
+        options["in_shardings"] += (batch_sharding(mesh),)
+        meta_step = jax.jit(make_meta_step(method, lambda step: 0.1), **options)
+        state, metrics = meta_step(state, placed, placed)
         assert int(state.step) == 1
         results.append(jax.device_get((state.params, state.model_state, metrics)))
 

@@ -114,18 +114,22 @@ class Counting(Line):
                                          train=train)  # fmt: skip
         return terms, {"seen": variables["seen"]}, figures
 
-    def meta_step(self, variables, batch, key, *, learning_rate):
+    def meta_step(self, variables, batch, key, *, meta_batch, learning_rate):
         calls = variables["seen"]["calls"] + 1
         loss = jnp.where(calls == self.breaks_at, jnp.nan, calls)
         seen = {"calls": calls, "w": variables["params"]["w"]}
-        return {"seen": seen}, {"meta_loss": loss, "rate": jnp.asarray(learning_rate)}
+        figures = {"meta_loss": loss, "rate": jnp.asarray(learning_rate)}
+        for name, one in (("from", batch), ("judged", meta_batch)):
+            figures[name] = one["id"][0].astype(jnp.float32)
+        return {"seen": seen}, figures
 
 
-def run_counting(tmp_path, **options):
+def run_counting(tmp_path, *, every_steps=9, feed=None, meta_feed=None, **options):
     run = Run(
+        meta_feed=meta_feed,
         method=Counting(**options),
         evaluator=ClassificationEvaluator(num_classes=2),
-        feed=Feed(),
+        feed=feed or Feed(),
         spec={"x": jax.ShapeDtypeStruct((SIZE,), np.float32)},
         mesh=make_mesh(MeshOptions(data=2)),
         train=TrainOptions(
@@ -134,7 +138,9 @@ def run_counting(tmp_path, **options):
         optimizer=OptimOptions(name="sgd", learning_rate=0.01, schedule="linear"),
     )
     trainer = Trainer(run)
-    with Checkpointer(tmp_path / "checkpoints", CheckpointOptions(every_steps=9)) as checkpointer:
+    with Checkpointer(
+        tmp_path / "checkpoints", CheckpointOptions(every_steps=every_steps)
+    ) as checkpointer:
         state, _ = fit(
             trainer,
             trainer.initial_state(),
@@ -152,10 +158,34 @@ def test_second_steps_follow_every_so_many_steps(tmp_path):
     assert [line["step"] for line in met] == [1, 3]
     assert [line["meta_loss"] for line in met] == [1.0, 2.0]
     assert [line["rate"] for line in met] == pytest.approx([0.01, 0.005])
+    assert [line["judged"] for line in met] == [line["from"] for line in met]
     assert float(state.model_state["seen"]["calls"]) == 2.0
     # The last one came after step 3 and before step 4.
     assert float(state.model_state["seen"]["w"]) != float(state.params["w"])
     assert int(state.step) == 4
+
+
+def test_second_steps_are_judged_by_batches_of_their_own_also_after_a_stop(tmp_path):
+    def meta_feed(start):
+        return Batches(100 + start)
+
+    class Stopping(Batches):
+        def __next__(self):
+            if self.step == 2:
+                raise KeyboardInterrupt
+            return super().__next__()
+
+    class StoppingFeed(Feed):
+        def train(self, start_step):
+            return Stopping(start_step) if start_step == 0 else Batches(start_step)
+
+    options = {"every_steps": 1, "meta_feed": meta_feed, "feed": StoppingFeed()}
+    with pytest.raises(KeyboardInterrupt):
+        run_counting(tmp_path, **options)
+    _, lines = run_counting(tmp_path, **options)
+    met = [line for line in lines if line["split"] == "meta"]
+    assert [line["from"] for line in met] == [10, 30]
+    assert [line["judged"] for line in met] == [1010, 1020]
 
 
 def test_none_follow_where_none_are_wanted(tmp_path):

@@ -4,11 +4,9 @@ ResNet-18 with a small stem on CIFAR-10, 200 epochs at batch 128. The folder hol
 Python pickles, or the arrays of JPEG files.
 """
 
-from fgkd_jax.cli.recipes import small_images
+from fgkd_jax.cli.recipes import CIFAR10_MEAN, CIFAR10_STD, small_images
 
 
 def get_config():
     """Returns the config."""
-    return small_images(
-        "classifier", "cifar10", mean=(0.4914, 0.4822, 0.4465), std=(0.247, 0.2435, 0.2616)
-    )
+    return small_images("classifier", "cifar10", mean=CIFAR10_MEAN, std=CIFAR10_STD)

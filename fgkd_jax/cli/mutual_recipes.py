@@ -1,11 +1,11 @@
 """What the configs of networks that learn from each other have in common."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from fgkd_jax.cli.recipes import NO_RUN, photographs
+from fgkd_jax.cli.recipes import CIFAR10_MEAN, CIFAR10_STD, NO_RUN, photographs
 from fgkd_jax.errors import UserError
 
 MUTUAL_PAIRS: tuple[str, ...] = (
@@ -114,6 +114,34 @@ def mutual_small_images(
             },
         }
     )
+
+
+def mutual_cifar10(
+    method: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]], *, title: str
+) -> ConfigDict:
+    """Completes a config in which two ResNet-8 learn 10,000 images of CIFAR-10 together.
+
+    Small enough for minutes on two CPU cores. The images are the same in every run, 1,000 of each
+    class; 2,000 others are for validation.
+
+    Args:
+      method: from the networks to `name` and options.
+      title: of the row, before the networks' names.
+
+    Returns:
+      The config.
+    """
+    networks = ({"name": "cifar_resnet20", "stage_sizes": (1, 1, 1)},) * 2
+    config = mutual_small_images(method(networks), networks=networks, title=title)
+    config.method.image_mean, config.method.image_std = CIFAR10_MEAN, CIFAR10_STD
+    config.data.update(
+        dataset="cifar10", validation_fraction=0.04, train_fraction=1000 / 4800, max_shift=4
+    )
+    config.train.update(steps=6000, batch_size=64, eval_every=1000)
+    config.checkpoint.every_steps = 1000
+    config.report.title = f"{title}: two ResNet-8"
+    config.report.paper = "none on 10,000 images"
+    return config
 
 
 def mutual_imagenet(

@@ -8,6 +8,12 @@ from ml_collections import ConfigDict
 from fgkd_jax.errors import UserError, nearest
 from fgkd_jax.methods.tasn import PRESETS, tasn_preset
 
+CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
+"""Mean of the channels of CIFAR-10's training images, in 0..1."""
+
+CIFAR10_STD = (0.247, 0.2435, 0.2616)
+"""Their standard deviation."""
+
 NO_RUN = "not quoted: no run yet"
 """The published figure of a row that was never run."""
 

@@ -80,6 +80,22 @@ class Command:
         return values, others
 
 
+def define_run(values: flags.FlagValues) -> None:
+    """Adds the flags of a command that works on a run: which one, which checkpoint, and where.
+
+    Args:
+      values: where the flags are defined.
+    """
+    flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+    flags.DEFINE_enum(
+        "checkpoint", "last", ["last", "best"], "which checkpoint", flag_values=values
+    )
+    flags.DEFINE_string(
+        "data_dir", None, "folder of the data set, where it has moved", flag_values=values
+    )
+    flags.DEFINE_enum("device", None, ["cpu", "gpu", "tpu"], DEVICE_HELP, flag_values=values)
+
+
 def get(values: flags.FlagValues, name: str) -> Any:
     """Returns the value of a flag.
 

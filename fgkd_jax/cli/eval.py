@@ -4,7 +4,7 @@ import json
 
 from absl import flags
 
-from fgkd_jax.cli.command import DEVICE_HELP, Command, get, require
+from fgkd_jax.cli.command import Command, define_run, get, require
 from fgkd_jax.errors import UserError
 
 DESCRIPTION = """\
@@ -22,18 +22,11 @@ def define(values: flags.FlagValues) -> None:
     Args:
       values: where the flags are defined.
     """
-    flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+    define_run(values)
     flags.DEFINE_string(
         "split", None, "split; the one the config reports by default", flag_values=values
     )
-    flags.DEFINE_enum(
-        "checkpoint", "last", ["last", "best"], "which checkpoint", flag_values=values
-    )
     flags.DEFINE_boolean("json", False, "print JSON instead of a table", flag_values=values)
-    flags.DEFINE_string(
-        "data_dir", None, "folder of the data set, where it has moved", flag_values=values
-    )
-    flags.DEFINE_enum("device", None, ["cpu", "gpu", "tpu"], DEVICE_HELP, flag_values=values)
 
 
 def run(values: flags.FlagValues, arguments: list[str]) -> int:
@@ -49,15 +42,12 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
     Raises:
       UserError: the workdir holds no run or no checkpoint, or there is no such split.
     """
-    from fgkd_jax.cli import results, session
+    from fgkd_jax.cli import results
 
     if arguments:
         raise UserError(f"fgkd eval takes no argument '{arguments[0]}'; see fgkd eval --help")
     workdir = require(values, "workdir", command="eval")
-    session.use_platform(get(values, "device"))
-    restored = results.restore(
-        workdir, checkpoint=get(values, "checkpoint"), data_dir=get(values, "data_dir")
-    )
+    restored = results.restore_run(values, workdir)
     split = get(values, "split") or restored.experiment.report.split
     figures = restored.trainer.evaluate(restored.state, split)
     result = {

@@ -7,7 +7,7 @@ from typing import Any
 
 from absl import flags
 
-from fgkd_jax.cli.command import DEVICE_HELP, Command, get, require
+from fgkd_jax.cli.command import Command, define_run, get, require
 from fgkd_jax.errors import UserError
 from fgkd_jax.protocols import Exportable, Method
 from fgkd_jax.typing import Variables
@@ -36,22 +36,15 @@ def define(values: flags.FlagValues) -> None:
     Args:
       values: where the flags are defined.
     """
-    flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+    define_run(values)
     flags.DEFINE_string("output", None, "file to write, .safetensors or .npz", flag_values=values)
     flags.DEFINE_integer(
         "network", 0, "which of the networks of a run that trains several", flag_values=values
     )
     flags.DEFINE_enum(
-        "checkpoint", "last", ["last", "best"], "which checkpoint", flag_values=values
-    )
-    flags.DEFINE_enum(
         "names", "jax", ["jax", "torch"], "whose names and layout of tensors", flag_values=values
     )
     flags.DEFINE_boolean("overwrite", False, "replace a file that is there", flag_values=values)
-    flags.DEFINE_string(
-        "data_dir", None, "folder of the data set, where it has moved", flag_values=values
-    )
-    flags.DEFINE_enum("device", None, ["cpu", "gpu", "tpu"], DEVICE_HELP, flag_values=values)
 
 
 def run(values: flags.FlagValues, arguments: list[str]) -> int:
@@ -68,7 +61,7 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
       UserError: the workdir holds no run or no checkpoint, there is no such network, or the file
         cannot be written or is there already.
     """
-    from fgkd_jax.cli import results, session
+    from fgkd_jax.cli import results
     from fgkd_jax.train.weight_files import check_output
 
     if arguments:
@@ -76,10 +69,7 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
     workdir = require(values, "workdir", command="export")
     output = require(values, "output", command="export")
     check_output(output, overwrite=get(values, "overwrite"))
-    session.use_platform(get(values, "device"))
-    restored = results.restore(
-        workdir, checkpoint=get(values, "checkpoint"), data_dir=get(values, "data_dir")
-    )
+    restored = results.restore_run(values, workdir)
     print(
         write_network(
             restored,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from fgkd_jax.cli.command import DEVICE_HELP, Command, get, require
+from fgkd_jax.cli.command import Command, define_run, get, require
 from fgkd_jax.errors import UserError
 
 DESCRIPTION = """\
@@ -26,14 +26,8 @@ def define(values: flags.FlagValues) -> None:
     Args:
       values: where the flags are defined.
     """
-    flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
-    flags.DEFINE_string(
-        "data_dir", None, "folder of the data set, where it has moved", flag_values=values
-    )
+    define_run(values)
     flags.DEFINE_integer("top", 3, "how many classes to print", lower_bound=1, flag_values=values)
-    flags.DEFINE_enum(
-        "checkpoint", "last", ["last", "best"], "which checkpoint", flag_values=values
-    )
     flags.DEFINE_boolean("json", False, "print JSON lines instead of a table", flag_values=values)
     flags.DEFINE_string(
         "pictures",
@@ -41,7 +35,6 @@ def define(values: flags.FlagValues) -> None:
         "folder for pictures of what was looked at; WORKDIR/pictures by default, none for none",
         flag_values=values,
     )
-    flags.DEFINE_enum("device", None, ["cpu", "gpu", "tpu"], DEVICE_HELP, flag_values=values)
 
 
 def run(values: flags.FlagValues, arguments: list[str]) -> int:
@@ -57,7 +50,7 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
     Raises:
       UserError: a file is missing or not an image, or the workdir holds no checkpoint.
     """
-    from fgkd_jax.cli import pictures, results, session
+    from fgkd_jax.cli import pictures, results
 
     workdir = require(values, "workdir", command="predict")
     if not arguments:
@@ -65,10 +58,7 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
     for name in arguments:
         if not Path(name).is_file():
             raise UserError(f"image {name} does not exist")
-    session.use_platform(get(values, "device"))
-    restored = results.restore(
-        workdir, checkpoint=get(values, "checkpoint"), data_dir=get(values, "data_dir")
-    )
+    restored = results.restore_run(values, workdir)
     names = restored.dataset.info.class_names
     folder = get(values, "pictures") or str(Path(workdir) / "pictures")
     predictions = results.predict_files(restored, arguments, explain=folder != "none")

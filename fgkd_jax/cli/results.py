@@ -10,10 +10,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import flags
 
 from fgkd_jax import __version__
+from fgkd_jax.cli.command import get
 from fgkd_jax.cli.experiment import Experiment, PretrainedOptions
-from fgkd_jax.cli.session import open_checkpoints, open_data, open_run, say
+from fgkd_jax.cli.session import open_checkpoints, open_data, open_run, say, use_platform
 from fgkd_jax.cli.workdir import read_experiment
 from fgkd_jax.data.base import Dataset, DatasetInfo, Example, SplitSources
 from fgkd_jax.data.pipeline import eval_iterator
@@ -43,6 +45,23 @@ class Restored:
     trainer: Trainer
     state: TrainState
     step: int
+
+
+def restore_run(values: flags.FlagValues, workdir: str) -> Restored:
+    """Reads the run back that a command works on.
+
+    Args:
+      values: parsed flags, those of `define_run` among them.
+      workdir: the folder of the run.
+
+    Returns:
+      The run.
+
+    Raises:
+      UserError: as `restore`, or there is no such device.
+    """
+    use_platform(get(values, "device"))
+    return restore(workdir, checkpoint=get(values, "checkpoint"), data_dir=get(values, "data_dir"))
 
 
 def restore(workdir: str, *, checkpoint: str, data_dir: str | None = None) -> Restored:

@@ -186,7 +186,7 @@ def test_eight_devices_equal_one():
     for devices in (1, 8):
         mesh = make_mesh(MeshOptions(data=devices))
         everywhere = replicated(mesh)
-        state = initial_state(jax.random.key(3), method, optax.sgd(0.1), spec, sharding=everywhere)
+        state = initial_state(jax.random.key(3), method, optax.sgd(0.1), spec, mesh=mesh)
         jitted = jax.jit(step, in_shardings=(everywhere, batch_sharding(mesh)))
         new, metrics = jitted(state, put_batch(batch, mesh=mesh))
         results.append(jax.device_get((new.params, new.model_state, metrics)))

@@ -11,7 +11,7 @@ from fgkd_jax.losses import cross_entropy, knowledge_distillation
 from fgkd_jax.methods import KD, Classifier
 from fgkd_jax.protocols import FROZEN, Taught, split_variables
 from fgkd_jax.train.init import initial_state
-from fgkd_jax.train.sharding import MeshOptions, make_mesh, replicated
+from fgkd_jax.train.sharding import MeshOptions, make_mesh
 from fgkd_jax.train.step import make_train_step
 
 CLASSES = 4
@@ -84,8 +84,8 @@ def test_nothing_moves_the_teacher_and_no_checkpoint_holds_it(batch):
     method = make_method(brightness=0.2, dropout=0.1)
     spec = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype), batch)
     optimizer = optax.sgd(0.1, momentum=0.9)
-    everywhere = replicated(make_mesh(MeshOptions(data=1)))
-    state = initial_state(jax.random.key(0), method, optimizer, spec, sharding=everywhere)
+    mesh = make_mesh(MeshOptions(data=1))
+    state = initial_state(jax.random.key(0), method, optimizer, spec, mesh=mesh)
     before = jax.device_get((state.frozen, state.params, state.model_state))
     saved = jax.tree.structure(state.to_save())
     new, metrics = jax.jit(make_train_step(method, optimizer))(state, batch)

@@ -426,10 +426,10 @@ def test_validation_is_held_out_of_training(birds):
 def test_what_remains_of_training_is_divided_further():
     whole = memory(train=60)
     options = DataOptions(
-        image_size=16, validation_fraction=0.2, meta_fraction=0.25, train_fraction=0.5
+        image_size=16, validation_fraction=0.2, meta_fraction=0.25, train_fraction=0.25
     )
     split = divide_train(whole, options)
-    sizes = {"train": 18, "test": 7, "validation": 12, "meta": 12, "unused": 18}
+    sizes = {"train": 9, "test": 7, "validation": 12, "meta": 12, "unused": 27}
     assert split.info.splits == sizes
     ids = {name: set(split.source(name).ids.tolist()) for name in sizes if name != "test"}
     assert set.union(*ids.values()) == set(range(100, 160))

@@ -28,7 +28,7 @@ def test_a_quadratic_by_hand():
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-def test_finite_differences(steps):
+def test_finite_differences_and_plain_unrolling(steps):
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
         theta = {"w": jnp.asarray(rng.normal(size=4)), "b": jnp.asarray(rng.normal())}
@@ -48,7 +48,18 @@ def test_finite_differences(steps):
                 inner_steps=steps, learning_rate=0.1, momentum=0.8, weight_decay=0.05,
             )  # fmt: skip
 
-        _, grad = jax.jit(run)(phi)
+        def unrolled(p):
+            t, v = theta, jax.tree.map(jnp.zeros_like, theta)
+            for phase in [INNER] * steps + [OUTER]:
+                grads = jax.grad(objective)(t, p, phase)
+                v = jax.tree.map(lambda v, g, t: 0.8 * v + g + 0.05 * t, v, grads, t)
+                t = jax.tree.map(lambda t, v: t - 0.1 * v, t, v)
+            return objective(t, p, JUDGE)
+
+        loss, grad = jax.jit(run)(phi)
+        expected = jax.jit(jax.value_and_grad(unrolled))(phi)
+        np.testing.assert_allclose(loss, expected[0], rtol=1e-12)
+        np.testing.assert_allclose(grad, expected[1], rtol=1e-9)
         for i in range(4):
             step = jnp.zeros(4).at[i].set(1e-5)
             numeric = (run(phi + step)[0] - run(phi - step)[0]) / 2e-5

@@ -171,7 +171,7 @@ def test_second_steps_are_judged_by_batches_of_their_own_also_after_a_stop(tmp_p
 
     class Stopping(Batches):
         def __next__(self):
-            if self.step == 2:
+            if self.step == 1:
                 raise KeyboardInterrupt
             return super().__next__()
 

@@ -13,8 +13,8 @@ from fgkd_jax.ops.resample_lowerings import (
     resample_by_gathers,
     resample_by_products,
     slopes_by_gathers,
-    slopes_by_kernels,
     slopes_by_products,
+    slopes_in_one_kernel,
     transpose_by_loops,
     transpose_by_products,
 )
@@ -119,7 +119,7 @@ def _backward(exact: bool, saved: Any, grad: Array) -> tuple[Any, Array, Array]:
         rows,
         cols,
         wide,
-        cpu=slopes_by_gathers if split else slopes_by_kernels,
+        cpu=slopes_by_gathers if split else slopes_in_one_kernel,
         tpu=partial(slopes_by_products, exact=exact),
         default=slopes_by_gathers,
     )

@@ -128,13 +128,16 @@ def slopes_by_gathers(image: Array, rows: Array, cols: Array, grad: Array) -> tu
     return _inside(by_rows, rows, image.shape[1]), _inside(by_cols, cols, image.shape[2])
 
 
-def slopes_by_kernels(image: Array, rows: Array, cols: Array, grad: Array) -> tuple[Array, Array]:
-    """Gradients to the positions from the four neighbours, each in kernels of its own.
+def slopes_in_one_kernel(
+    image: Array, rows: Array, cols: Array, grad: Array
+) -> tuple[Array, Array]:
+    """Gradients to the positions, as real and imaginary part of one array of complex numbers.
 
-    Meant for CPU, where XLA takes ten times as long for `slopes_by_gathers`: a gather fused into a
-    sum, or shared by two results, no longer runs on several cores. Here a convolution takes the
-    sums, which nothing is fused into, and each gradient writes its gathers in another way, so that
-    neither shares them with the other nor with `resample_by_gathers` in the same program.
+    Meant for CPU, where XLA takes ten times as long for `slopes_by_gathers`: a gather that is fused
+    into a sum, or whose pixels are used twice, no longer runs on several cores. Here every pixel is
+    used once, times a complex weight, and windows take the sums, which nothing is fused into. Up to
+    four channels are added up before anything is written. The pixels are read in another way than
+    by `resample_by_gathers`, so that one program with both doesn't share them.
 
     Args:
       image: `[b h w c]`.
@@ -149,11 +152,15 @@ def slopes_by_kernels(image: Array, rows: Array, cols: Array, grad: Array) -> tu
       Jaderberg et al., NIPS 2015, equation 7.
     """
     _, out_height, out_width, channels = grad.shape
-    by_rows = grad * _Neighbours.of(image, rows, cols, read=_read_flat).row_slopes
-    by_rows = _sum_windows(by_rows.reshape(-1, 1, out_width, channels), out_width)
-    by_rows = by_rows.reshape(-1, out_height)
-    by_cols = grad * _Neighbours.of(image, rows, cols, read=_read_columns).col_slopes
-    by_cols = _sum_windows(by_cols, 1).sum(axis=1)
+    if channels <= 4:
+        total = sum(
+            _complex_slopes(image, rows, cols, grad[..., k : k + 1], partial(_read_channel, k))
+            for k in range(channels)
+        )
+    else:
+        total = _complex_slopes(image, rows, cols, grad, _read_flat)
+    by_rows = _sum_windows(total, (1, out_width, total.shape[3])).real.reshape(-1, out_height)
+    by_cols = _sum_windows(total, (out_height, 1, total.shape[3])).imag.reshape(-1, out_width)
     return _inside(by_rows, rows, image.shape[1]), _inside(by_cols, cols, image.shape[2])
 
 
@@ -196,8 +203,10 @@ def _read_flat(image: Array, rows: Array, cols: Array) -> Array:
     return image.reshape(height * width, channels)[rows[:, None] * width + cols[None, :]]
 
 
-def _read_columns(image: Array, rows: Array, cols: Array) -> Array:
-    return image.swapaxes(0, 1)[cols[None, :], rows[:, None]]
+def _read_channel(channel: int, image: Array, rows: Array, cols: Array) -> Array:
+    _, width, channels = image.shape
+    pixels = rows[:, None] * width + cols[None, :]
+    return image.reshape(-1)[pixels * channels + channel][..., None]
 
 
 class _Neighbours(NamedTuple):
@@ -237,8 +246,6 @@ class _Neighbours(NamedTuple):
             across=across[:, None, :, None],
         )
 
-    # Each pixel appears once: on CPU every appearance is read again.
-
     @property
     def row_slopes(self) -> Array:
         """Derivative of the interpolant along the rows."""
@@ -252,14 +259,23 @@ class _Neighbours(NamedTuple):
         return upper * (1.0 - self.down) + lower * self.down
 
 
-def _sum_windows(x: Float[Array, "n h w c"], width: int) -> Float[Array, "n h windows"]:
-    """Sums disjoint windows of `width` columns and all their channels, by a convolution."""
-    kernel = jnp.ones((1, width, x.shape[3], 1), x.dtype)
-    numbers = ("NHWC", "HWIO", "NHWC")
-    exact = lax.Precision.HIGHEST
-    return lax.conv_general_dilated(
-        x, kernel, (1, width), "VALID", dimension_numbers=numbers, precision=exact
-    )[..., 0]
+def _complex_slopes(image: Array, rows: Array, cols: Array, grad: Array, read: _Read) -> Array:
+    """Slopes times `grad`, along the rows as real and along the columns as imaginary part."""
+    quad = _Neighbours.of(image, rows, cols, read=read)
+    across, down = jnp.broadcast_arrays(quad.across, quad.down)
+    slopes = (
+        quad.upper_left * lax.complex(across - 1.0, down - 1.0)
+        + quad.upper_right * lax.complex(-across, 1.0 - down)
+        + quad.lower_left * lax.complex(1.0 - across, -down)
+        + quad.lower_right * lax.complex(across, down)
+    )
+    return slopes * grad
+
+
+def _sum_windows(x: Array, window: tuple[int, int, int]) -> Array:
+    """Sums disjoint windows of `[b h w c]`."""
+    shape = (1, *window)
+    return lax.reduce_window(x, x.dtype.type(0), lax.add, shape, shape, "VALID")
 
 
 def _taps(positions: Array, extent: int, dtype: DTypeLike) -> tuple[Array, Array, Array]:

@@ -3,8 +3,9 @@
 Each is right on every platform; `fgkd_jax.ops.resample` knows which one is fast where.
 """
 
+import operator
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import NamedTuple
 
 import jax
@@ -152,13 +153,11 @@ def slopes_in_one_kernel(
       Jaderberg et al., NIPS 2015, equation 7.
     """
     _, out_height, out_width, channels = grad.shape
+    parts: list[tuple[Array, _Read]] = [(grad, _read_flat)]
     if channels <= 4:
-        total = sum(
-            _complex_slopes(image, rows, cols, grad[..., k : k + 1], partial(_read_channel, k))
-            for k in range(channels)
-        )
-    else:
-        total = _complex_slopes(image, rows, cols, grad, _read_flat)
+        parts = [(grad[..., k : k + 1], partial(_read_channel, k)) for k in range(channels)]
+    slopes = [_complex_slopes(image, rows, cols, part, read) for part, read in parts]
+    total = reduce(operator.add, slopes)
     by_rows = _sum_windows(total, (1, out_width, total.shape[3])).real.reshape(-1, out_height)
     by_cols = _sum_windows(total, (out_height, 1, total.shape[3])).imag.reshape(-1, out_width)
     return _inside(by_rows, rows, image.shape[1]), _inside(by_cols, cols, image.shape[2])

@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from fgkd_jax.data.class_descriptions import ClassDescriptions
 from fgkd_jax.errors import UserError, nearest
 
 Example = dict[str, Any]
@@ -15,6 +16,7 @@ Example = dict[str, Any]
 | key | value |
 |---|---|
 | `image` | encoded bytes, or uint8[h, w, 3] |
+| `features` | float16 or float32[h, w, f], in place of an image where they were computed before |
 | `label` | int, index into `DatasetInfo.class_names` |
 | `id` | int in [0, 2^31), stable between runs and unique over all splits |
 | `name` | str, the file an error message should name |
@@ -73,6 +75,8 @@ class DatasetInfo:
       flip_pairs: pairs of rows of `parts` that a mirrored image exchanges (left and right eye).
       separating_parts: rows of `parts` at which a class differs from its nearest relatives, by
         class; empty where that is not known.
+      descriptions: attributes of the classes, and which of them training sees; None where all are
+        seen and nothing describes them.
     """
 
     name: str
@@ -84,6 +88,7 @@ class DatasetInfo:
     attribute_names: tuple[str, ...] = ()
     flip_pairs: tuple[tuple[int, int], ...] = ()
     separating_parts: tuple[tuple[int, ...], ...] = ()
+    descriptions: ClassDescriptions | None = None
 
     @property
     def num_classes(self) -> int:

@@ -4,6 +4,7 @@ from fgkd_jax.methods.afd import AFD
 from fgkd_jax.methods.classifier import Classifier
 from fgkd_jax.methods.kd import KD
 from fgkd_jax.methods.lmcl import LMCL
+from fgkd_jax.methods.lmcl_bank import LMCLBank
 from fgkd_jax.methods.mcl import MCL
 from fgkd_jax.methods.mcl_bank import MCLBank
 from fgkd_jax.methods.mcl_moco import MCLMoCo
@@ -14,6 +15,7 @@ METHODS = {
     "classifier": Classifier,
     "kd": KD,
     "lmcl": LMCL,
+    "lmcl_bank": LMCLBank,
     "mcl": MCL,
     "mcl_bank": MCLBank,
     "mcl_moco": MCLMoCo,
@@ -29,6 +31,7 @@ __all__ = [
     "METHODS",
     "TASN",
     "Classifier",
+    "LMCLBank",
     "MCLBank",
     "MCLMoCo",
 ]

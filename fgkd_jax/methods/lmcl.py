@@ -12,7 +12,7 @@ few training steps on the contrast alone are differentiated through (`unrolled_g
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from fgkd_jax.errors import UserError
 from fgkd_jax.losses.classification import cross_entropy
-from fgkd_jax.losses.contrastive import layerwise_mutual_contrastive
+from fgkd_jax.losses.contrastive import MutualContrastive, layerwise_mutual_contrastive
 from fgkd_jax.losses.distillation import aggregated_task
 from fgkd_jax.methods.bilevel import INNER, JUDGE, unrolled_gradient
 from fgkd_jax.methods.lmcl_network import StagedNetworks, StageOutputs
@@ -32,7 +32,7 @@ from fgkd_jax.methods.mutual import (
 )
 from fgkd_jax.models.backbones import backbone_from
 from fgkd_jax.models.stage_matching import MatchNetwork
-from fgkd_jax.protocols import LossOutput, LossTerm
+from fgkd_jax.protocols import LossOutput, LossTerm, split_variables
 from fgkd_jax.typing import Array, Batch, Float, Key, PyTree, Variables
 
 MATCH, VELOCITY = "match", "match_velocity"
@@ -161,6 +161,7 @@ class LMCL(MutualOptions):
           The terms, the new state, and the figures of `MutualOptions.figures` and
           `match/<i>.<k>-<j>.<z>`, the mean weight between stage k of network i and stage z of j.
         """
+        contrast, key = self._contrast(variables, batch, key)
         images = self.images(batch, key, train=train)
         outputs, state = self._apply(variables, variables["params"], images, train=train)
         weights = jax.lax.stop_gradient(self._match_weights(variables.get(MATCH), outputs))
@@ -172,7 +173,9 @@ class LMCL(MutualOptions):
         )
         terms = {
             name: loss_term(loss) for name, loss in zip(task._fields, task, strict=True)
-        } | self._contrast(outputs, batch, weights)
+        } | self._weighed(contrast, outputs, weights)
+        if train:
+            state = {**state, **self._remembered(variables, outputs, batch)}
         figures = self.figures(outputs.logits[:, -1], batch)
         if self.meta_every:
             figures |= _match_figures(weights, batch["mask"])
@@ -206,6 +209,7 @@ class LMCL(MutualOptions):
           The new collections `match` and `match_velocity`, and `meta_loss` and `meta_grad_norm` to
           log.
         """
+        contrast, key = self._contrast(variables, batch, key)
         seen, held = (
             {**one, "image": self.images(one, key, train=True)} for one in (batch, meta_batch)
         )
@@ -216,14 +220,14 @@ class LMCL(MutualOptions):
                 for name in ("image", "label", "mask")
             }
             outputs, _ = self._apply(variables, params, batch["image"], train=True)
-            terms = self._contrast(outputs, batch, self._match_weights(match, outputs))
-            kept = masked(terms, batch["mask"]).values()
-            contrast = sum(term.weight * jnp.sum(term.sum) for term in kept)
+            terms = self._weighed(contrast, outputs, self._match_weights(match, outputs))
+            kept = masked(terms, seen["mask"]).values()
+            contrasted = sum(term.weight * jnp.sum(term.sum) for term in kept)
             logits = outputs.logits.reshape(-1, *outputs.logits.shape[2:])
             losses = jax.vmap(cross_entropy, in_axes=(0, None))(logits, batch["label"])
             task = jnp.sum(jnp.where(batch["mask"][None], losses, 0.0))
             count = jnp.maximum(1, jnp.sum(batch["mask"]))
-            return jnp.where(phase == INNER, contrast, task) / count
+            return jnp.where(phase == INNER, contrasted, task) / count
 
         loss, grads = unrolled_gradient(
             objective,
@@ -269,7 +273,7 @@ class LMCL(MutualOptions):
             train=train,
             mutable=["batch_stats"] if train else [],
         )
-        state = {name: value for name, value in variables.items() if name != "params"}
+        _, state, _ = split_variables(variables)
         return outputs, {**state, **new}
 
     def _match_weights(
@@ -281,20 +285,38 @@ class LMCL(MutualOptions):
         matching: Any = self._matching
         return matching.apply({"params": match}, outputs.features)
 
-    def _contrast(
-        self, outputs: StageOutputs, batch: Batch, weights: Float[Array, "n s n s b"]
+    def _weighed(
+        self, contrast: "Contrast", outputs: StageOutputs, weights: Float[Array, "n s n s b"]
     ) -> dict[str, LossTerm]:
         if not any(self.contrast_weights.values()):
             return {}
-        losses = layerwise_mutual_contrastive(
-            outputs.embeddings,
-            contrast_labels(batch),
-            weights,
-            temperature=self.temperature,
-            soft_temperature=self.soft_temperature,
-            groups=self.contrast_groups,
-        )
-        return self.contrast_terms(losses)
+        losses = contrast(outputs.embeddings, weights)
+        return self.contrast_terms(losses, accumulable=not self.contrasts_batch)
+
+    def _contrast(
+        self, variables: Variables, batch: Batch, key: Key[Array, ""]
+    ) -> tuple["Contrast", Key[Array, ""]]:
+        """The contrast of a batch, and a key for what else is random."""
+
+        def contrast(embeddings: Array, weights: Array) -> MutualContrastive:
+            return layerwise_mutual_contrastive(
+                embeddings,
+                contrast_labels(batch),
+                weights,
+                temperature=self.temperature,
+                soft_temperature=self.soft_temperature,
+                groups=self.contrast_groups,
+            )
+
+        return contrast, key
+
+    def _remembered(self, variables: Variables, outputs: StageOutputs, batch: Batch) -> Variables:
+        """Collections that change with what a batch was like, for later ones to contrast with."""
+        return {}
+
+
+Contrast = Callable[[Float[Array, "n s b d"], Float[Array, "n s n s b"]], MutualContrastive]
+"""From embeddings and match weights to the terms of every anchor."""
 
 
 def _match_figures(

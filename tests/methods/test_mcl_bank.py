@@ -15,6 +15,7 @@ from flax import linen as nn
 from fgkd_jax.errors import UserError
 from fgkd_jax.losses import bank_mutual_contrastive
 from fgkd_jax.methods import MCLBank
+from fgkd_jax.methods.banks import BankOptions
 from fgkd_jax.models.heads import ProjectionHead
 from fgkd_jax.train.init import initial_state, state_sharding
 from fgkd_jax.train.sharding import MeshOptions, batch_sharding, make_mesh, put_batch, replicated
@@ -295,8 +296,8 @@ def test_the_bytes_of_one_gather_at_the_papers_size(batch, variables):
     method = MCLBank(num_examples=1_281_167, num_classes=1000)
     assert method.gather_bytes(256) == 2 * 256 * 8194 * 128 * 4 == 2_148_007_936
     assert method.bank_bytes == 2 * 1_281_167 * 128 * 4 == 1_311_915_008
-    assert "2,148,007,936 bytes" in MCLBank.__doc__
-    assert "1,311,915,008 bytes" in MCLBank.__doc__
+    assert "2,148,007,936 bytes" in BankOptions.__doc__
+    assert "1,311,915,008 bytes" in BankOptions.__doc__
     # What is counted is what is gathered.
     small = make_method()
     traced = jax.make_jaxpr(lambda v: small.loss(v, batch, jax.random.key(0), train=False))(

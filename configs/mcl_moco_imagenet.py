@@ -16,8 +16,9 @@ def get_config(networks="resnet18"):
     """
     strength = 0.4
     return mutual_imagenet(
-        {
+        lambda backbones: {
             "name": "mcl_moco",
+            "networks": backbones,
             "brightness": strength,
             "contrast": strength,
             "saturation": strength,

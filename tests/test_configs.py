@@ -112,6 +112,9 @@ VARIANTS = (
     "mcl_cifar10:dml",
     "mcl_imagenet:resnet34,shufflenet_v2_x1_0",
     "mcl_imagenet:ensemble,shufflenet_v2_x0_5",
+    "mcl_imagenet:afd,resnet18",
+    "mcl_imagenet:kd,resnet18,resnet50",
+    "lmcl_imagenet:resnet34,shufflenet_v2_x1_0",
     "mcl_moco_imagenet:resnet50",
 )
 
@@ -179,6 +182,11 @@ def test_imagenet_is_learned_as_released():
     assert tuple(method.contrast_weights.values()) == (0.1, 0.1, 1.0, 1.0)
     assert (optim.learning_rate, optim.weight_decay, optim.decay_factor) == (0.1, 1e-4, 0.1)
     assert experiment.train.batch_size == 256
+    layers = load_config("lmcl_imagenet")
+    assert (layers.method.num_stages, layers.method.meta_every) == (4, 500)
+    assert tuple(layers.method.contrast_weights.values()) == (0.01, 0.01, 1.0, 1.0)
+    assert (layers.method.num_positives, layers.method.meta_weight_decay) == (2, 1e-4)
+    assert layers.optim.step_boundaries == (0.3, 0.6, 0.9)
     moco = load_config("mcl_moco_imagenet")
     assert (moco.method.queue_size, moco.method.key_momentum) == (65536, 0.999)
     assert set(moco.method.contrast_weights.values()) == {1.0}

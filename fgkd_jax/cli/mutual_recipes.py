@@ -145,7 +145,7 @@ def mutual_cifar10(
 
 
 def mutual_imagenet(
-    method: Mapping[str, Any],
+    method: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]],
     *,
     networks: str,
     title: str,
@@ -160,7 +160,7 @@ def mutual_imagenet(
     batch was spread over.
 
     Args:
-      method: `name` and options besides the networks.
+      method: from the networks to `name` and options.
       networks: names of `IMAGENET_PAIRS`, separated by commas; one stands for two of it.
       title: of the row, before the names.
       data: further options of the data.
@@ -175,8 +175,9 @@ def mutual_imagenet(
     """
     options = {"norm_groups": 8, "dtype": "bfloat16"}
     backbones = tuple({**one, **options} for one in mutual_networks(networks, IMAGENET_PAIRS))
+    completed = method(backbones)
     config = photographs(
-        {"networks": backbones, **method},
+        completed,
         data={
             "dataset": "tfds/imagenet2012",
             "image_size": 224,
@@ -196,7 +197,7 @@ def mutual_imagenet(
         every_steps=5004,
         report={
             "title": f"{title}: {' with '.join(one['name'] for one in backbones)}",
-            "figures": mutual_figures(len(backbones)),
+            "figures": mutual_figures(len(completed.get("networks", ()))),
         },
     )
     config.train.eval_every = 5004

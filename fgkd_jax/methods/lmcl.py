@@ -54,8 +54,8 @@ class LMCL(MutualOptions):
     Attributes, besides those of `MutualOptions`:
       stages: how many of the last stages of each network are tapped, at least 1; 0 taps every stage
         after the stem, of which all networks must then have the same number.
-      branch_options: options of the auxiliary branches' backbones that differ from the network's,
-        for example fewer blocks.
+      branch_options: by network, options of its auxiliary branches' backbones that differ from its
+        own, for example fewer blocks; none where empty.
       match_size: dimensions in which the meta-network compares stages.
       meta_every: main steps from one step of the meta-network to the next; the first follows step
         0. With 0 there is no meta-network, and all weights are 1.
@@ -65,7 +65,7 @@ class LMCL(MutualOptions):
     """
 
     stages: int = 0
-    branch_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    branch_options: tuple[Mapping[str, Any], ...] = ()
     match_size: int = 128
     meta_every: int = 50
     inner_steps: int = 2
@@ -81,6 +81,11 @@ class LMCL(MutualOptions):
             raise UserError(f"meta_momentum is {self.meta_momentum}; expected it in [0, 1)")
         if not self.meta_weight_decay >= 0:
             raise UserError(f"meta_weight_decay is {self.meta_weight_decay}; expected at least 0")
+        if len(self.branch_options) not in (0, self.num_networks):
+            raise UserError(
+                f"branch_options has {len(self.branch_options)} entries; expected one for each of "
+                f"{self.num_networks} networks, or none"
+            )
         counts = [backbone.num_stages - 1 for backbone in self.backbones]
         if self.stages == 0 and min(counts) != max(counts):
             raise UserError(
@@ -108,14 +113,13 @@ class LMCL(MutualOptions):
 
     @property
     def _branches(self) -> tuple[tuple[Any, ...], ...]:
+        others = self.branch_options or ({},) * self.num_networks
         return tuple(
             tuple(
-                backbone_from(
-                    {**options, **self.branch_options}, owner=f"branches of networks[{i}]"
-                )
+                backbone_from({**options, **other}, owner=f"branches of networks[{i}]")
                 for _ in range(self.num_stages - 1)
             )
-            for i, options in enumerate(self.networks)
+            for i, (options, other) in enumerate(zip(self.networks, others, strict=True))
         )
 
     @property

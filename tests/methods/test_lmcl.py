@@ -237,7 +237,8 @@ def test_masked_examples_count_for_nothing(batch, variables):
         ({"meta_weight_decay": -0.1}, "meta_weight_decay is -0.1; expected at least 0"),
         ({"stages": 3}, r"stages is 3; expected 0 \(all\) to 2"),
         ({"networks": (TINY, {"name": "resnet18"})}, r"networks have \[2, 4\] stages"),
-        ({"branch_options": {"widht": 3}}, r"option 'widht'; did you mean 'width'"),
+        ({"branch_options": ({}, {"widht": 3})}, r"option 'widht'; did you mean 'width'"),
+        ({"branch_options": ({},)}, "branch_options has 1 entries; expected one for each of 2"),
     ],
 )
 def test_bad_options_are_told_in_one_line(options, message):

@@ -10,11 +10,10 @@ from fgkd_jax.losses.contrastive import (
 )
 from fgkd_jax.losses.contrastive_bank import (
     bank_mutual_contrastive,
-    enqueue,
     layerwise_bank_mutual_contrastive,
-    moco_mutual_contrastive,
     update_bank,
 )
+from fgkd_jax.losses.contrastive_queue import enqueue, moco_mutual_contrastive
 from fgkd_jax.losses.distillation import (
     AggregatedTask,
     aggregated_task,

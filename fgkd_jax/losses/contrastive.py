@@ -293,33 +293,6 @@ def _in_one_group(
     )
 
 
-def _terms(
-    inter: Array,
-    intra: Array,
-    inter_log_p: Array,
-    intra_log_p: Array,
-    inter_weights: Array,
-    intra_weights: Array,
-    *,
-    soft_temperature: float,
-) -> MutualContrastive:
-    """The sums over m sources, from contrasts and log probabilities.
-
-    `inter` is `[m m b]` and `intra` `[m b]`, the log probabilities have one more axis of columns;
-    the weights are like the contrasts, or have size 1 at b. The matrix from p to q learns from the
-    one from q to p, the one of p with itself from the one of q with itself.
-    """
-    soft_intra = _divergence(intra_log_p[:, None], intra_log_p[None])
-    soft_inter = _divergence(inter_log_p, jnp.swapaxes(inter_log_p, 0, 1))
-    square = soft_temperature**2
-    return MutualContrastive(
-        vcl=jnp.sum(intra_weights * intra, axis=0),
-        icl=jnp.sum(inter_weights * inter, axis=(0, 1)),
-        soft_vcl=square * jnp.sum(inter_weights * soft_intra, axis=(0, 1)),
-        soft_icl=square * jnp.sum(inter_weights * soft_inter, axis=(0, 1)),
-    )
-
-
 def _contrast(logits: Array, positives: Array) -> Array:
     """Log-sum-exp over the last axis less the mean over positives there; 0 where there are none."""
     positives = jnp.broadcast_to(positives, logits.shape)
@@ -340,11 +313,6 @@ def _logits(subscripts: str, embeddings: Array, others: Array, *, temperature: f
     dtype = jnp.promote_types(_wide(embeddings), _wide(others))
     x, y = embeddings.astype(dtype), others.astype(dtype)
     return jnp.einsum(subscripts, x, y, precision=lax.Precision.HIGHEST) / temperature
-
-
-def _others(n: int, *, dtype: jnp.dtype) -> Array:
-    """The weights `[n n 1]` of the ordered pairs of networks: 1, and 0 of each with itself."""
-    return 1 - jnp.eye(n, dtype=dtype)[:, :, None]
 
 
 def _other_networks_only(match_weights: Array) -> Array:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from fgkd_jax.errors import UserError
 from fgkd_jax.losses.classification import cross_entropy
 from fgkd_jax.losses.contrastive import normalize_embeddings
-from fgkd_jax.losses.contrastive_bank import enqueue, moco_mutual_contrastive
+from fgkd_jax.losses.contrastive_queue import enqueue, moco_mutual_contrastive
 from fgkd_jax.methods.mcl_network import MutualNetworks
 from fgkd_jax.methods.mutual import MutualOptions, loss_term, masked
 from fgkd_jax.protocols import LossOutput, split_variables

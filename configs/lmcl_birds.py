@@ -1,15 +1,17 @@
 """fgkd train --config configs/lmcl_birds.py --workdir runs/lmcl
 
-Two narrow ResNets on drawn birds at 64 x 64 pixels, contrasted stage by stage; a meta-network
-learns which stages of one match which of the other. `:uniform` weighs all pairs alike.
+Two narrow ResNets on 768 drawn birds, cropped to 48 x 48 pixels, that contrast their last three
+stages; a meta-network learns which stages of one match which of the other. `:uniform` weighs all
+pairs alike.
 """
 
-from fgkd_jax.cli.recipes import NARROW, drawn_birds
+from fgkd_jax.cli.mutual_recipes import mutual_birds
+from fgkd_jax.cli.recipes import NARROW
 from fgkd_jax.errors import UserError, nearest
 
 TITLES = {
-    "learned": "L-MCL, two narrow ResNets, 64 x 64",
-    "uniform": "L-MCL without its meta-network, two narrow ResNets, 64 x 64",
+    "learned": "L-MCL, two narrow ResNets",
+    "uniform": "L-MCL without its meta-network, two narrow ResNets",
 }
 
 
@@ -21,18 +23,10 @@ def get_config(match="learned"):
     """
     if match not in TITLES:
         raise UserError(f"lmcl_birds has no variant {match!r}{nearest(match, TITLES)}")
-    return drawn_birds(
-        {
-            "name": "lmcl",
-            "networks": (dict(NARROW),) * 2,
-            "meta_every": 50 if match == "learned" else 0,
-        },
-        image_size=64,
-        steps=3600,
-        batch_size=16,
-        data={"images_per_class": 2},
-        report={
-            "title": TITLES[match],
-            "figures": ("accuracy", "network0_accuracy", "network1_accuracy", "ensemble_accuracy"),
-        },
-    )
+    method = {
+        "name": "lmcl",
+        "networks": (dict(NARROW),) * 2,
+        "stages": 3,
+        "meta_every": 50 if match == "learned" else 0,
+    }
+    return mutual_birds(method, title=TITLES[match])

@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from fgkd_jax.cli.recipes import CIFAR10_MEAN, CIFAR10_STD, NO_RUN, photographs
+from fgkd_jax.cli.recipes import CIFAR10_MEAN, CIFAR10_STD, NO_RUN, drawn_birds, photographs
 from fgkd_jax.errors import UserError
 
 MUTUAL_PAIRS: tuple[str, ...] = (
@@ -114,6 +114,45 @@ def mutual_small_images(
             },
         }
     )
+
+
+def mutual_birds(
+    method: Mapping[str, Any], *, title: str, controls: Sequence[str] = ()
+) -> ConfigDict:
+    """Completes a config in which narrow networks learn 768 drawn birds together.
+
+    The images are cropped to the true box, without which 48 x 48 pixels show no species, and are 32
+    of each class, few enough to learn by heart: what is compared is what networks make of images
+    that they never saw.
+
+    Args:
+      method: `name` and options.
+      title: of the row, before what it is trained on.
+      controls: other configs that `fgkd reproduce` runs with it.
+
+    Returns:
+      The config.
+    """
+    config = drawn_birds(
+        method,
+        image_size=48,
+        steps=1200,
+        batch_size=32,
+        data={
+            "train_geometry": "box",
+            "eval_geometry": "box",
+            "images_per_class": 2,
+            "train_fraction": 0.4,
+        },
+        report={
+            "title": f"{title}, 48 x 48 of the true box, 768 images",
+            "figures": mutual_figures(len(method.get("networks", ()))),
+            "controls": tuple(controls),
+        },
+    )
+    config.optim.warmup_steps = 120
+    config.train.eval_every = config.checkpoint.every_steps = 300
+    return config
 
 
 def mutual_cifar10(

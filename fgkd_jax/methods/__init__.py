@@ -7,6 +7,7 @@ from fgkd_jax.methods.lmcl import LMCL
 from fgkd_jax.methods.mcl import MCL
 from fgkd_jax.methods.mcl_bank import MCLBank
 from fgkd_jax.methods.mcl_moco import MCLMoCo
+from fgkd_jax.methods.msdn import MSDN
 from fgkd_jax.methods.tasn import TASN
 
 METHODS = {
@@ -17,6 +18,7 @@ METHODS = {
     "mcl": MCL,
     "mcl_bank": MCLBank,
     "mcl_moco": MCLMoCo,
+    "msdn": MSDN,
     "tasn": TASN,
 }
 """Methods by the name that a config gives as `method.name`."""
@@ -27,6 +29,7 @@ __all__ = [
     "LMCL",
     "MCL",
     "METHODS",
+    "MSDN",
     "TASN",
     "Classifier",
     "MCLBank",

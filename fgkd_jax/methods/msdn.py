@@ -218,7 +218,8 @@ class MSDN:
         """
         if word_vectors is None and self.word_vectors == "given":
             raise UserError(
-                "the attributes have no word vectors; expected some, or method.word_vectors=one_hot"
+                "the attributes have no word vectors; expected some with the data set, or "
+                "method.word_vectors=one_hot"
             )
         for name, flags in (("seen", seen), ("unseen", ~seen)):
             if not flags.any():

@@ -142,19 +142,16 @@ class AttributeAttention(nn.Module):
         if self.normalize_words:
             words = words * _inverse_norm(words)
         shape = (self.word_size, channels)
-        matrices = jnp.stack(
-            [
-                jnp.asarray(self.param(name, _INITIALIZERS[name], shape, jnp.float32))
-                for name in self._map_names()
-            ]
+        names = self._map_names()
+        # Words with each matrix by itself: XLA does not make one product of a stack of them.
+        queries = jnp.concatenate(
+            [words @ self.param(name, _INITIALIZERS[name], shape, jnp.float32) for name in names]
         )
-        queries = jnp.einsum("av,mvf->maf", words, matrices).reshape(-1, channels)
         regions = x.reshape(batch, -1, channels)
         maps = jnp.einsum("brf,qf->brq", regions, queries.astype(x.dtype))
         if self.normalize_features and not self.conv:
             maps = maps * _inverse_norm(regions)
-        maps = maps.reshape(*maps.shape[:2], len(matrices), count)
-        return {name: maps[:, :, i] for i, name in enumerate(self._map_names())}
+        return dict(zip(names, jnp.split(maps, len(names), axis=2), strict=True))
 
     def _map_names(self) -> tuple[str, ...]:
         """The maps that something is made of."""

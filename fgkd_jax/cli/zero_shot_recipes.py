@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from fgkd_jax.cli.recipes import NO_RUN
 from fgkd_jax.errors import UserError, nearest
-from fgkd_jax.methods.msdn import ABLATIONS, PRESETS, msdn_preset
+from fgkd_jax.methods.msdn_presets import ABLATIONS, PRESETS, msdn_preset
 
 BATCH_SIZE = 50
 """Of the released training, by which its epochs are counted too."""
@@ -55,7 +55,7 @@ RELEASED_RUNS: Mapping[str, ReleasedRun] = {
         images_per_class=1,
     ),
 }
-"""By data set, as of the options in `fgkd_jax.methods.msdn.RELEASED`."""
+"""By data set, as of the options in `fgkd_jax.methods.msdn_presets.RELEASED`."""
 
 
 def released_optimizer(*, momentum: float = 0.9) -> dict[str, Any]:

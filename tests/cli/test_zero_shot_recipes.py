@@ -5,7 +5,8 @@ import pytest
 from fgkd_jax.cli.experiment import parse_experiment
 from fgkd_jax.cli.zero_shot_recipes import RELEASED_RUNS, region_features
 from fgkd_jax.errors import UserError
-from fgkd_jax.methods.msdn import RELEASED, SUBNETS
+from fgkd_jax.methods.msdn import SUBNETS
+from fgkd_jax.methods.msdn_presets import RELEASED
 
 
 def make(recipe="cub", variant="", **options):

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from fgkd_jax.cli.zero_shot_recipes import released_optimizer
 from fgkd_jax.errors import UserError
 from fgkd_jax.losses import (
     attribute_cross_entropy,
@@ -19,7 +20,8 @@ from fgkd_jax.losses import (
     semantic_distillation_as_printed,
 )
 from fgkd_jax.methods import MSDN
-from fgkd_jax.methods.msdn import ABLATIONS, PRESETS, RELEASED, SUBNETS, msdn_preset
+from fgkd_jax.methods.msdn import SUBNETS
+from fgkd_jax.methods.msdn_presets import ABLATIONS, PRESETS, RELEASED, msdn_preset
 from fgkd_jax.train.checkpoint import Checkpointer, CheckpointOptions
 from fgkd_jax.train.init import initial_state
 from fgkd_jax.train.optim import OptimOptions, ParamRule, make_optimizer, trainable_mask
@@ -29,9 +31,6 @@ from fgkd_jax.train.step import make_train_step
 
 K, A, V, F, GRID = 6, 5, 4, 8, (2, 3)
 SEEN = np.array([True, True, False, True, False, True])
-RELEASED_OPTIM = {"name": "rmsprop", "learning_rate": 1e-4, "schedule": "constant",
-                  "momentum": 0.9, "rms_decay": 0.99, "epsilon": 1e-8, "weight_decay": 1e-4,
-                  "decay_vectors": True}  # fmt: skip
 
 
 def make_method(**options):
@@ -181,7 +180,7 @@ def test_four_consecutive_released_steps(shared):
     with jax.enable_x64(True):
         variables = released_variables(golden, "param0_")
         params = variables["params"]
-        options = OptimOptions(**RELEASED_OPTIM)
+        options = OptimOptions(**released_optimizer())
         optimizer = make_optimizer(options, params, total_steps=meta["nsteps"])
         opt_state = optimizer.init(params)
 
@@ -392,7 +391,7 @@ def started(method, batch, *, devices, learning_rate=1e-4):
     mesh = make_mesh(MeshOptions(data=devices))
     spec = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype), batch)
     params = jax.eval_shape(method.init, jax.random.key(0), spec)["params"]
-    options = OptimOptions(**{**RELEASED_OPTIM, "learning_rate": learning_rate})
+    options = OptimOptions(**{**released_optimizer(), "learning_rate": learning_rate})
     optimizer = make_optimizer(options, params, total_steps=100)
     told = descriptions(method)
 
@@ -467,6 +466,30 @@ def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path):
 def _raw(leaf):
     is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+
+
+@pytest.mark.parametrize("preset", list(PRESETS))
+def test_an_example_that_does_not_count_does_no_harm(preset):
+    method = make_method(**msdn_preset(preset))
+    batch = make_batch()
+    variables = make_variables(method, batch)
+    kept = {name: value[1:] for name, value in batch.items()}
+    # As a pipeline fills a batch up: of no features, and of a class that may be an unseen one.
+    batch["features"][0], batch["label"][0], batch["mask"][0] = 0.0, 2, False
+
+    def total(params, batch):
+        terms, *_ = method.loss(
+            {**variables, "params": params}, batch, jax.random.key(0), train=True
+        )
+        return sum(t.weight * jnp.sum(t.sum) / jnp.sum(t.count) for t in terms.values())
+
+    slope = jax.jit(jax.value_and_grad(total))
+    expected, found = (
+        slope(variables["params"], jax.tree.map(jnp.asarray, one)) for one in (kept, batch)
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected
+    )
 
 
 def test_the_log_of_a_batch_mean_is_not_accumulated():

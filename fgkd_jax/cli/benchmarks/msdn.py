@@ -11,7 +11,8 @@ from fgkd_jax.cli.benchmarks import torch_models
 from fgkd_jax.cli.benchmarks.base import Benchmark, Request
 from fgkd_jax.cli.benchmarks.timing import Alternative, Case, jax_alternative, torch_alternative
 from fgkd_jax.cli.zero_shot_recipes import released_optimizer
-from fgkd_jax.methods.msdn import MSDN, msdn_preset
+from fgkd_jax.methods.msdn import MSDN
+from fgkd_jax.methods.msdn_presets import msdn_preset
 from fgkd_jax.train.optim import OptimOptions, make_optimizer
 from fgkd_jax.train.state import TrainState
 from fgkd_jax.train.step import make_train_step

@@ -48,10 +48,10 @@ class MSDN:
     loss = sum over sub-nets (label loss + calibration_weight calibration)
     + distillation_weight distillation
 
-    The defaults are those released for CUB; `msdn_presets` has the others. Where the paper prints something else, the released
-    form is the default, for the published figures were made with it, and the printed one an option:
-    `label_classes`, `calibration`, `distillation`, `swap_axes` and `relate_regions`. Nothing is
-    behind `stop_gradient`.
+    The defaults are those released for CUB; `msdn_presets` has the others. Where the paper prints
+    something else, the released form is the default, for the published figures were made with it,
+    and the printed one an option: `label_classes`, `calibration`, `distillation`, `swap_axes` and
+    `relate_regions`. Nothing is behind `stop_gradient`.
 
     Attributes:
       num_classes: seen and unseen classes; taken from the data set where None.

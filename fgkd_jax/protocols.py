@@ -1,6 +1,6 @@
 """What training asks of a method and of an evaluator: pure functions of arrays, and no names."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from flax import struct
@@ -185,6 +185,40 @@ class IndexedMethod(Protocol):
 
         Returns:
           Arrays of the shapes that `init` gives the collection.
+        """
+        ...
+
+
+@runtime_checkable
+class DescribedMethod(Protocol):
+    """A method that knows classes by what a data set says of them beside its images.
+
+    Attributes:
+      num_attributes: attributes of a class; None until the data set is known.
+      word_size: dimensions of the vector of an attribute's name; None until then, or where there
+        are none.
+    """
+
+    num_attributes: int | None
+    word_size: int | None
+
+    def describe(
+        self, attributes: Any, seen: Any, word_vectors: Any, *, class_names: Sequence[str]
+    ) -> dict[str, dict[str, Any]]:
+        """Computes from the descriptions of classes what training starts with, on the host.
+
+        Args:
+          attributes: float32 [k, a].
+          seen: bool [k], whether training has images of the class.
+          word_vectors: float32 [a, v], or None.
+          class_names: for messages.
+
+        Returns:
+          Arrays by collection and name, of the shapes that `init` gives them: the collection
+          `constants` whole, and those of `params` that are not drawn at random.
+
+        Raises:
+          UserError: the descriptions lack something.
         """
         ...
 

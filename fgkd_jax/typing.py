@@ -2,6 +2,7 @@
 
 | name | meaning |
 |---|---|
+| `a` | attributes of classes |
 | `b` | examples of a batch |
 | `h w` | rows and columns of an image or a feature map |
 | `oh ow` | rows and columns after a resize or a convolution |
@@ -12,9 +13,11 @@
 | `n` | networks trained together; cells of a density |
 | `s` | stages of a network |
 | `d` | dimensions of an embedding |
+| `f` | channels of region features |
 | `m` | candidates that an anchor is contrasted with |
 | `size` | rows of a memory bank, one per example of a data set |
 | `p` | proposals or parts |
+| `v` | dimensions of a word vector |
 | `...` | any leading dimensions |
 """
 

@@ -18,6 +18,8 @@ the ratios within each turn: above 1, ours is faster.
              against torch, copy (by default: as many bytes copied)
   mcl        the layer-wise contrast between networks, with gradients
              against torch (a loop over pairs of stages)
+  msdn       a training step of zero-shot recognition on region features, optimiser included
+             against torch (one product per map, as published), torch_one_product (as ours)
   step       the training step of a config on random images
              against torch, torch_channels_last, torch_compile (the same network in PyTorch)
   depthwise  the lowerings of the depthwise convolution, forward and with gradients

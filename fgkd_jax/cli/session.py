@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from fgkd_jax.cli.described import chained, describe, described_sizes
 from fgkd_jax.cli.experiment import Experiment
 from fgkd_jax.cli.feature_cache import cached_feed
 from fgkd_jax.cli.weights import say, weight_hashes, weights_overlay
@@ -156,13 +157,15 @@ def method_for(experiment: Experiment, dataset: Dataset) -> Method:
       dataset: its data set.
 
     Returns:
-      The method, with its numbers of classes and, where it counts them, of training examples.
+      The method, with its numbers of classes and, where it counts them, of training examples, of
+      attributes, and of dimensions of words.
 
     Raises:
-      UserError: the method was given another number, or needs more examples.
+      UserError: the method was given another number, needs more examples, or descriptions of
+        classes that the data set does not have.
     """
     method: Any = experiment.method
-    known = {"num_classes": dataset.info.num_classes}
+    known = {"num_classes": dataset.info.num_classes, **described_sizes(method, dataset)}
     if isinstance(method, IndexedMethod):
         known["num_examples"] = dataset.info.splits["train"]
     for name, value in known.items():
@@ -174,7 +177,12 @@ def method_for(experiment: Experiment, dataset: Dataset) -> Method:
     return dataclasses.replace(method, **known)
 
 
-_COUNTED = {"num_classes": "classes", "num_examples": "training examples"}
+_COUNTED = {
+    "num_classes": "classes",
+    "num_examples": "training examples",
+    "num_attributes": "attributes",
+    "word_size": "dimensions of words",
+}
 
 
 def open_run(experiment: Experiment, *, dataset: Dataset) -> Run:
@@ -208,6 +216,7 @@ def open_run(experiment: Experiment, *, dataset: Dataset) -> Run:
             raise UserError(f"the evaluation of {method.task} has no figure '{name}'{hint}")
 
     hashes = weight_hashes(experiment)
+    described = describe(method, dataset)
     images = PipelineFeed(
         dataset=dataset,
         options=experiment.data,
@@ -225,12 +234,16 @@ def open_run(experiment: Experiment, *, dataset: Dataset) -> Run:
         train=train,
         optimizer=experiment.optim,
         seed=experiment.seed,
-        overlay=weights_overlay(experiment) if hashes else None,
-        constants=_constants(method, dataset),
+        overlay=chained(
+            weights_overlay(experiment) if hashes else None,
+            described.overlay if described else None,
+        ),
+        constants=described.constants if described else _constants(method, dataset),
         validation="validation" if "validation" in dataset.info.splits else None,
         metadata={
             "data fingerprint": dataset.info.fingerprint,
             **hashes,
+            **(described.metadata if described else {}),
         },
     )
 

@@ -22,3 +22,12 @@ from fgkd_jax.losses.distillation import (
     mutual_learning,
     soft_target_cross_entropy,
 )
+from fgkd_jax.losses.zero_shot import (
+    attribute_cross_entropy,
+    attribute_ranking,
+    calibration_bias,
+    self_calibration,
+    self_calibration_per_example,
+    semantic_distillation,
+    semantic_distillation_as_printed,
+)

@@ -8,6 +8,7 @@ from fgkd_jax.methods.lmcl_bank import LMCLBank
 from fgkd_jax.methods.mcl import MCL
 from fgkd_jax.methods.mcl_bank import MCLBank
 from fgkd_jax.methods.mcl_moco import MCLMoCo
+from fgkd_jax.methods.msdn import MSDN
 from fgkd_jax.methods.tasn import TASN
 
 METHODS = {
@@ -19,6 +20,7 @@ METHODS = {
     "mcl": MCL,
     "mcl_bank": MCLBank,
     "mcl_moco": MCLMoCo,
+    "msdn": MSDN,
     "tasn": TASN,
 }
 """Methods by the name that a config gives as `method.name`."""
@@ -29,6 +31,7 @@ __all__ = [
     "LMCL",
     "MCL",
     "METHODS",
+    "MSDN",
     "TASN",
     "Classifier",
     "LMCLBank",

@@ -9,12 +9,14 @@
 | `kh kw` | rows and columns of a convolution kernel |
 | `k` | classes; slots of a queue |
 | `g` | groups of classes (genera) |
-| `n` | networks trained together; cells of a density |
+| `n` | networks trained together; cells of a density; blocks of a feature map |
 | `s` | stages of a network |
 | `d` | dimensions of an embedding |
 | `m` | candidates that an anchor is contrasted with |
 | `size` | rows of a memory bank, one per example of a data set |
-| `p` | proposals or parts |
+| `p` | proposals, parts or phrases |
+| `t` | words of a phrase |
+| `e` | dimensions of a phrase's embedding |
 | `...` | any leading dimensions |
 """
 

@@ -16,6 +16,7 @@ from fgkd_jax.cli.feature_cache import cached_feed
 from fgkd_jax.cli.weights import say, weight_hashes, weights_overlay
 from fgkd_jax.cli.workdir import CHECKPOINT_FOLDER, LEFT_OUT_FILE, read_json, write_json
 from fgkd_jax.data.base import Dataset, labels_and_ids
+from fgkd_jax.data.captions import with_text
 from fgkd_jax.data.class_groups import class_groups
 from fgkd_jax.data.options import DataOptions
 from fgkd_jax.data.pipeline import (
@@ -27,7 +28,7 @@ from fgkd_jax.data.pipeline import (
 from fgkd_jax.data.registry import open_dataset
 from fgkd_jax.errors import UserError, nearest
 from fgkd_jax.evaluation import EVALUATORS
-from fgkd_jax.protocols import IndexedMethod, Method
+from fgkd_jax.protocols import IndexedMethod, Method, TextMethod
 from fgkd_jax.train.checkpoint import Checkpointer
 from fgkd_jax.train.loop import Feed, Run, Trainer
 from fgkd_jax.train.sharding import make_mesh
@@ -139,12 +140,18 @@ def image_spec(options: DataOptions, *, batch_size: int) -> Batch:
       `jax.ShapeDtypeStruct` by key.
     """
     others = (batch_size, options.views - 1, *options.size, 3)
+    text: dict[str, Any] = {}
+    if options.text is not None:
+        shape = (batch_size, options.text.max_phrases, options.text.max_words)
+        text["phrases"] = jax.ShapeDtypeStruct(shape, np.int32)
+        text["phrase_lengths"] = jax.ShapeDtypeStruct(shape[:2], np.int32)
     return {
         **({"other_views": jax.ShapeDtypeStruct(others, np.uint8)} if options.views > 1 else {}),
         "image": jax.ShapeDtypeStruct((batch_size, *options.size, 3), np.uint8),
         "label": jax.ShapeDtypeStruct((batch_size,), np.int32),
         "id": jax.ShapeDtypeStruct((batch_size,), np.int32),
         "mask": jax.ShapeDtypeStruct((batch_size,), np.bool_),
+        **text,
     }
 
 
@@ -165,6 +172,12 @@ def method_for(experiment: Experiment, dataset: Dataset) -> Method:
     known = {"num_classes": dataset.info.num_classes}
     if isinstance(method, IndexedMethod):
         known["num_examples"] = dataset.info.splits["train"]
+    if isinstance(method, TextMethod):
+        if dataset.info.vocabulary is None or experiment.data.text is None:
+            raise UserError(
+                "the method reads phrases, but data.text is None; expected options of text"
+            )
+        known["vocabulary_size"] = len(dataset.info.vocabulary)
     for name, value in known.items():
         if getattr(method, name) not in (None, value):
             raise UserError(
@@ -174,7 +187,11 @@ def method_for(experiment: Experiment, dataset: Dataset) -> Method:
     return dataclasses.replace(method, **known)
 
 
-_COUNTED = {"num_classes": "classes", "num_examples": "training examples"}
+_COUNTED = {
+    "num_classes": "classes",
+    "num_examples": "training examples",
+    "vocabulary_size": "words",
+}
 
 
 def open_run(experiment: Experiment, *, dataset: Dataset) -> Run:
@@ -230,9 +247,23 @@ def open_run(experiment: Experiment, *, dataset: Dataset) -> Run:
         validation="validation" if "validation" in dataset.info.splits else None,
         metadata={
             "data fingerprint": dataset.info.fingerprint,
+            **(vocabulary_hash(dataset) if experiment.data.text else {}),
             **hashes,
         },
     )
+
+
+def vocabulary_hash(dataset: Dataset) -> dict[str, str]:
+    """Returns the hash by which a run knows its numbers of words again.
+
+    Args:
+      dataset: the data set.
+
+    Returns:
+      The vocabulary's fingerprint, where there is one that is read.
+    """
+    vocabulary = dataset.info.vocabulary
+    return {"vocabulary fingerprint": vocabulary.fingerprint} if vocabulary else {}
 
 
 def _check_meta(experiment: Experiment, method: Method) -> None:
@@ -306,7 +337,10 @@ def open_data(experiment: Experiment) -> Dataset:
       The data set; drawn first where it is one that the project draws itself.
     """
     options = experiment.data
-    return divide_train(open_dataset(options.dataset, data_dir=options.data_dir), options)
+    dataset = open_dataset(options.dataset, data_dir=options.data_dir)
+    if options.text is not None:
+        dataset = with_text(dataset, options.text)
+    return divide_train(dataset, options)
 
 
 def check_batches(experiment: Experiment, dataset: Dataset) -> None:

@@ -42,8 +42,11 @@ def test_it_is_the_softmax_of_what_is_left(seed, scale):
 
 def test_gradients_are_exact_and_zero_where_masked():
     scores, left = make()
-    check_grads(lambda s: masked_softmax(s, left), (scores,), order=2, modes=("fwd", "rev"))
-    odd = np.where(left, scores, np.tile([np.inf, np.nan], 12).reshape(4, 6)).astype(np.float32)
+    scores, left = jnp.asarray(scores), jnp.asarray(left)
+    check_grads(
+        lambda s: masked_softmax(jnp.asarray(s), left), (scores,), order=2, modes=("fwd", "rev")
+    )
+    odd = jnp.where(left, scores, jnp.tile(jnp.array([jnp.inf, jnp.nan]), 12).reshape(4, 6))
     weight = np.random.default_rng(1).normal(size=scores.shape)
     grads = jax.grad(lambda s: jnp.sum(weight * masked_softmax(s, left)))
     assert not np.asarray(grads(odd))[~left].any()
@@ -53,7 +56,7 @@ def test_gradients_are_exact_and_zero_where_masked():
 
 def test_ties_vmap_and_no_entries():
     np.testing.assert_array_equal(soften(jnp.zeros(5), jnp.arange(5) > 0)[1:], 0.25)
-    scores, left = make()
+    scores, left = map(jnp.asarray, make())
     np.testing.assert_array_equal(jax.vmap(masked_softmax)(scores, left), soften(scores, left))
     assert soften(jnp.zeros((2, 0)), jnp.zeros((2, 0), bool)).shape == (2, 0)
 

@@ -225,6 +225,7 @@ def predict_files(
     )
     # An image that cannot be read must not shift the rows of those behind it.
     options = dataclasses.replace(restored.experiment.data, on_corrupt="raise", extra_keys=())
+    options = dataclasses.replace(options, text=None)
     method: Any = run.method
     key = jax.random.key(0)
 

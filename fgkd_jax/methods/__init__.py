@@ -7,6 +7,9 @@ from fgkd_jax.methods.lmcl import LMCL
 from fgkd_jax.methods.mcl import MCL
 from fgkd_jax.methods.mcl_bank import MCLBank
 from fgkd_jax.methods.mcl_moco import MCLMoCo
+from fgkd_jax.methods.pma import PMA, PMAVision
+from fgkd_jax.methods.pma_student import PMAStudent
+from fgkd_jax.methods.pma_text import PMAText
 from fgkd_jax.methods.tasn import TASN
 
 METHODS = {
@@ -17,6 +20,10 @@ METHODS = {
     "mcl": MCL,
     "mcl_bank": MCLBank,
     "mcl_moco": MCLMoCo,
+    "pma": PMA,
+    "pma_student": PMAStudent,
+    "pma_text": PMAText,
+    "pma_vision": PMAVision,
     "tasn": TASN,
 }
 """Methods by the name that a config gives as `method.name`."""
@@ -27,8 +34,12 @@ __all__ = [
     "LMCL",
     "MCL",
     "METHODS",
+    "PMA",
     "TASN",
     "Classifier",
     "MCLBank",
     "MCLMoCo",
+    "PMAStudent",
+    "PMAText",
+    "PMAVision",
 ]

@@ -6,10 +6,11 @@ import jax
 
 from fgkd_jax.cli.experiment import Experiment
 from fgkd_jax.data.base import Dataset
+from fgkd_jax.data.vocabulary import Vocabulary, check_vocabulary
 from fgkd_jax.errors import UserError
 from fgkd_jax.protocols import FROZEN, Taught
 from fgkd_jax.train.init import Overlay
-from fgkd_jax.train.pretrained import load_pretrained
+from fgkd_jax.train.pretrained import load_exported, load_pretrained
 from fgkd_jax.train.weight_files import file_sha256, load_metadata
 from fgkd_jax.typing import Variables
 
@@ -68,7 +69,7 @@ def weights_overlay(experiment: Experiment) -> Overlay:
             )
             say(str(notes))
         if experiment.pretrained.teacher:
-            frozen, notes = load_pretrained(variables[FROZEN], experiment.pretrained.teacher)
+            frozen, notes = load_exported(variables[FROZEN], experiment.pretrained.teacher)
             say(f"teacher: {notes}")
             variables = {**variables, FROZEN: frozen}
         return variables
@@ -85,7 +86,7 @@ def check_teacher(experiment: Experiment, dataset: Dataset) -> None:
 
     Raises:
       UserError: the method needs a teacher and is given no file, or the other way round, or the
-        file says that the teacher knows other classes.
+        file says that the teacher knows other classes or numbers words otherwise.
     """
     path = experiment.pretrained.teacher
     if not isinstance(experiment.method, Taught):
@@ -97,11 +98,15 @@ def check_teacher(experiment: Experiment, dataset: Dataset) -> None:
             "the method learns from a frozen teacher, but pretrained.teacher is empty; expected a "
             "file of its weights, as fgkd export writes it"
         )
-    known = load_metadata(path).get("class_names")
-    for i, (theirs, ours) in enumerate(zip(known or (), dataset.info.class_names, strict=False)):
-        if theirs != ours:
+    metadata = load_metadata(path)
+    known, words = metadata.get("class_names"), metadata.get("vocabulary")
+    if words and dataset.info.vocabulary and experiment.data.text:
+        theirs = Vocabulary(tuple(words)).fingerprint
+        check_vocabulary(dataset.info.vocabulary, theirs, owner=f"the teacher {path}")
+    for i, (their, ours) in enumerate(zip(known or (), dataset.info.class_names, strict=False)):
+        if their != ours:
             raise UserError(
-                f"class {i} of the teacher {path} is {theirs!r}; expected {ours!r}, as in "
+                f"class {i} of the teacher {path} is {their!r}; expected {ours!r}, as in "
                 f"{dataset.info.name}"
             )
 

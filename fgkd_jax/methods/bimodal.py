@@ -1,4 +1,4 @@
-"""What methods on image and text share: the text of a batch, the labels' term, checks of options."""
+"""What methods on image and text share: a batch's text, the labels' term, checks of options."""
 
 from typing import Any
 

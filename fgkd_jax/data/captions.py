@@ -107,7 +107,7 @@ def inspect_captions(dataset: Dataset, captions_dir: str) -> tuple[SplitSources,
     root = nested if nested.is_dir() else root
     if not root.is_dir():
         raise UserError(f"there is no folder of captions {root}; {WHERE}")
-    files = {path.stem: str(path) for path in sorted(root.glob("*/*.txt"))}
+    files = _CaptionFiles(root)
     problems: list[str] = []
     sources: dict[str, Source] = {}
     classes: dict[int, list[bool]] = {}
@@ -119,16 +119,40 @@ def inspect_captions(dataset: Dataset, captions_dir: str) -> tuple[SplitSources,
                 f"{dataset.info.name} is not made of image files; expected one that is, to find "
                 f"captions in {root} by their names"
             )
-        found = tuple(files.get(Path(name).stem, "") for name in names)
+        found = tuple(files.of(name, split) for name in names)
         labels, ids = labels_and_ids(source)
         sources[split] = CaptionedSource(source, found, labels, ids)
         for name, file, label in zip(names, found, labels.tolist(), strict=True):
             classes.setdefault(label, []).append(bool(file))
             if not file:
                 problems.append(f"image {name}: has no captions in {root}")
-    problems = [*_without_captions(dataset, classes, root), *problems]
+    problems = [*_without_captions(dataset, classes, root), *problems, *files.problems]
     problems += [line for source in sources.values() for line in _unreadable(source)]
     return SplitSources(dataset.info, sources), tuple(problems)
+
+
+class _CaptionFiles:
+    """The files of captions under a root, by class folder and image; each is of one image."""
+
+    def __init__(self, root: Path):
+        self.problems: list[str] = []
+        self._owners: dict[str, str] = {}
+        self._by_place: dict[tuple[str, str], str] = {}
+        self._by_stem: dict[str, str] = {}
+        for path in sorted(root.glob("*/*.txt")):
+            self._by_place[path.parent.name, path.stem] = str(path)
+            self._by_stem[path.stem] = str(path)
+
+    def of(self, image: str, split: str) -> str:
+        """The file of an image, by its folder and name, else by its name; "" for none."""
+        path, image = Path(image), f"{split}: {image}"
+        file = self._by_place.get((path.parent.name, path.stem)) or self._by_stem.get(path.stem, "")
+        owner = self._owners.setdefault(file, image) if file else image
+        if owner != image:
+            self.problems.append(
+                f"captions {file}: are those of {owner} and of {image}; expected names that differ"
+            )
+        return file
 
 
 def with_text(dataset: Dataset, options: TextOptions) -> Dataset:

@@ -120,6 +120,28 @@ def test_flowers_have_captions_by_number(tmp_path):
     assert captions_of(dataset.source("test"), 1) == ("a flower of 21",) * 10
 
 
+def test_two_images_of_one_name_are_told(tmp_path):
+    """In folders of their own they are apart; from one folder to the other split they are not."""
+    for split, k in (("train", 0), ("train", 1), ("test", 0), ("test", 1)):
+        (tmp_path / split / f"c{k}").mkdir(parents=True)
+        (tmp_path / "text_c10" / f"c{k}").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "text_c10" / f"c{k}" / "0.txt").write_text(f"a bird of {k}")
+        cv2.imwrite(str(tmp_path / split / f"c{k}" / "0.png"), np.zeros((9, 9, 3), np.uint8))
+    dataset = open_dataset("image_folder", data_dir=str(tmp_path))
+    _, problems = inspect_captions(dataset, str(tmp_path))
+    assert len(problems) == 2
+    assert "are those of train: c0/0.png and of test: c0/0.png; expected names" in problems[0]
+    (tmp_path / "test" / "c0" / "0.png").rename(tmp_path / "test" / "c0" / "1.png")
+    (tmp_path / "test" / "c1" / "0.png").rename(tmp_path / "test" / "c1" / "1.png")
+    for k in range(2):
+        (tmp_path / "text_c10" / f"c{k}" / "1.txt").write_text(f"a flower of {k}")
+    dataset = open_dataset("image_folder", data_dir=str(tmp_path))
+    told, problems = inspect_captions(dataset, str(tmp_path))
+    assert not problems
+    assert captions_of(told.source("test"), 1) == ("a flower of 1",)
+    assert captions_of(told.source("train"), 0) == ("a bird of 0",)
+
+
 def refused(root, expected):
     with pytest.raises(UserError) as caught:
         open_text(root)

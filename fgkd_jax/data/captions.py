@@ -8,6 +8,7 @@ the name of its image.
 
 import dataclasses
 import functools
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -25,9 +26,8 @@ WHERE = "get the captions of CUB and Flowers from https://github.com/reedscot/cv
 """Where captions come from."""
 
 
-@functools.lru_cache(maxsize=2**16)
 def read_captions(path: str) -> tuple[str, ...]:
-    """Reads the captions of an image.
+    """Reads the captions of an image, and remembers them until the file changes.
 
     Args:
       path: a text file, one sentence a line.
@@ -39,9 +39,18 @@ def read_captions(path: str) -> tuple[str, ...]:
       UserError: the file cannot be read, is empty or is not UTF-8.
     """
     try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
+        found = os.stat(path)
+        return _read(path, found.st_mtime_ns, found.st_size)
     except OSError as error:
         raise UserError(f"captions {path}: cannot be read ({error.strerror})") from None
+
+
+@functools.lru_cache(maxsize=2**16)
+def _read(path: str, changed: int, size: int) -> tuple[str, ...]:
+    """Reads a file, as it was at a time."""
+    del changed, size
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
         raise UserError(

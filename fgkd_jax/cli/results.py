@@ -16,6 +16,7 @@ from fgkd_jax import __version__
 from fgkd_jax.cli.command import get
 from fgkd_jax.cli.experiment import Experiment, PretrainedOptions
 from fgkd_jax.cli.session import open_checkpoints, open_data, open_run, say, use_platform
+from fgkd_jax.cli.weights import check_words
 from fgkd_jax.cli.workdir import read_experiment
 from fgkd_jax.data.base import Dataset, DatasetInfo, Example, SplitSources
 from fgkd_jax.data.pipeline import eval_iterator
@@ -100,6 +101,7 @@ def restore(workdir: str, *, checkpoint: str, data_dir: str | None = None) -> Re
     state = trainer.initial_state()
     best = checkpoint == "best"
     with open_checkpoints(experiment, workdir=workdir, read_only=True) as checkpointer:
+        check_words(checkpointer, dataset, experiment)
         read = checkpointer.restore_best if best else checkpointer.restore_last
         found = read(abstract_like(state.to_save()))
         if found is None:

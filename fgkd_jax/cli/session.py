@@ -13,7 +13,7 @@ import numpy as np
 
 from fgkd_jax.cli.experiment import Experiment
 from fgkd_jax.cli.feature_cache import cached_feed
-from fgkd_jax.cli.weights import say, weight_hashes, weights_overlay
+from fgkd_jax.cli.weights import VOCABULARY, say, weight_hashes, weights_overlay
 from fgkd_jax.cli.workdir import CHECKPOINT_FOLDER, LEFT_OUT_FILE, read_json, write_json
 from fgkd_jax.data.base import Dataset, labels_and_ids
 from fgkd_jax.data.captions import with_text
@@ -247,23 +247,16 @@ def open_run(experiment: Experiment, *, dataset: Dataset) -> Run:
         validation="validation" if "validation" in dataset.info.splits else None,
         metadata={
             "data fingerprint": dataset.info.fingerprint,
-            **(vocabulary_hash(dataset) if experiment.data.text else {}),
+            **_vocabulary_hash(experiment, dataset),
             **hashes,
         },
     )
 
 
-def vocabulary_hash(dataset: Dataset) -> dict[str, str]:
-    """Returns the hash by which a run knows its numbers of words again.
-
-    Args:
-      dataset: the data set.
-
-    Returns:
-      The vocabulary's fingerprint, where there is one that is read.
-    """
+def _vocabulary_hash(experiment: Experiment, dataset: Dataset) -> dict[str, str]:
+    """The hash by which a run knows its numbers of words again, where words are read."""
     vocabulary = dataset.info.vocabulary
-    return {"vocabulary fingerprint": vocabulary.fingerprint} if vocabulary else {}
+    return {VOCABULARY: vocabulary.fingerprint} if experiment.data.text and vocabulary else {}
 
 
 def _check_meta(experiment: Experiment, method: Method) -> None:

@@ -9,10 +9,14 @@ from fgkd_jax.data.base import Dataset
 from fgkd_jax.data.vocabulary import Vocabulary, check_vocabulary
 from fgkd_jax.errors import UserError
 from fgkd_jax.protocols import FROZEN, Taught
+from fgkd_jax.train.checkpoint import Checkpointer
 from fgkd_jax.train.init import Overlay
 from fgkd_jax.train.pretrained import load_exported, load_pretrained
 from fgkd_jax.train.weight_files import file_sha256, load_metadata
 from fgkd_jax.typing import Variables
+
+VOCABULARY = "vocabulary fingerprint"
+"""What a checkpoint calls the hash of the words that its run numbers."""
 
 
 def say(line: str) -> None:
@@ -109,6 +113,31 @@ def check_teacher(experiment: Experiment, dataset: Dataset) -> None:
                 f"class {i} of the teacher {path} is {their!r}; expected {ours!r}, as in "
                 f"{dataset.info.name}"
             )
+
+
+def check_words(checkpointer: Checkpointer, dataset: Dataset, experiment: Experiment) -> None:
+    """Raises before a run is resumed where it numbered words otherwise.
+
+    The number of words is a shape of the parameters, so this comes before they are restored.
+
+    Args:
+      checkpointer: of the run.
+      dataset: its data set.
+      experiment: the experiment.
+
+    Raises:
+      UserError: the newest checkpoint was made with another vocabulary.
+    """
+    vocabulary, steps = dataset.info.vocabulary, checkpointer.steps()
+    if experiment.data.text is None or vocabulary is None or not steps:
+        return
+    try:
+        stored = checkpointer.metadata(steps[-1])
+    except UserError:
+        return  # damaged: whoever restores it says so, or takes the one before
+    check_vocabulary(
+        vocabulary, stored.get(VOCABULARY), owner=f"the checkpoint of step {steps[-1]}"
+    )
 
 
 def _weight_files(experiment: Experiment) -> dict[str, str]:

@@ -150,7 +150,8 @@ def test_another_vocabulary_is_refused(folder, tmp_path, capsys):
         line = refused(capsys, train(folder, "pma", resumed))
     finally:
         file.write_text(before)
-    assert "made with another vocabulary fingerprint" in line
+    assert "the checkpoint of step 2 was trained with the vocabulary " in line
+    assert "the 19 words of this data set" in line
 
 
 def test_mistakes_are_told_in_one_line(folder, tmp_path, capsys):

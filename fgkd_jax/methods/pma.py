@@ -171,6 +171,20 @@ class PMAVision(ImageOptions):
         logits, stages = self._attend(variables, maps, None)
         return self._told(logits, stages, maps)
 
+    def explain(self, variables: Variables, batch: Batch, key: Key[Array, ""]) -> dict[str, Array]:
+        """Shows what the network looks at.
+
+        Args:
+          variables: as `init` returns them.
+          batch: `image` uint8 [b, h, w, 3].
+          key: nothing is drawn by chance.
+
+        Returns:
+          What `predict` returns.
+        """
+        del key
+        return self.predict(variables, batch)
+
     def export(self, variables: Variables, *, network: int = 0) -> Exported:
         """Takes the network out of its training.
 

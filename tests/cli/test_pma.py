@@ -123,10 +123,22 @@ def test_a_student_learns_from_the_file_and_ships_as_a_classifier(folder, tmp_pa
     assert load_metadata(output)["method"]["name"] == "classifier"
 
 
-def test_image_files_are_predicted_without_a_text(folder, capsys):
+def test_image_files_are_predicted_with_a_text_or_without(folder, tmp_path, capsys):
     image = str(folder / "data" / "test" / "red" / "test0.png")
-    assert main(["predict", "--workdir", str(folder / "teacher"), "--json", image]) == 0
-    assert len(json.loads(capsys.readouterr().out)["classes"]) == 3
+    command = ["predict", "--workdir", str(folder / "teacher"), "--pictures", str(tmp_path)]
+    assert main([*command, "--json", image]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert len(told["classes"]) == 3
+    assert told["pictures"] == [str(tmp_path / "test0.blocks.png")]
+    assert cv2.imread(told["pictures"][0]).shape == (512, 512, 3)
+    assert "phrases" not in told
+    caption = ["--caption", "the red square has dark spots and a purple border"]
+    assert main([*command, *caption, "--json", image]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [list(stage) for stage in told["phrases"]] == [["red square", "dark spots", "? ?"]] * 3
+    assert sum(told["phrases"][0].values()) == pytest.approx(1.0, abs=1e-3)
+    assert main([*command, *caption, image]) == 0
+    assert "  stage 1: red square 0." in capsys.readouterr().out
 
 
 def test_another_vocabulary_is_refused(folder, tmp_path, capsys):

@@ -238,6 +238,18 @@ def test_where_all_is_alike_the_first_is_located_and_no_phrase_is_masked(same):
         np.testing.assert_array_equal(stages.phrases_left, np.repeat(there[:, None], 3, axis=1))
 
 
+def test_three_phrases_are_masked_at_most_and_of_equal_ones_the_first():
+    """Five alike and two that are their opposite: either the five are above 1/7, or the two."""
+    x, phrases, there = make_inputs(counts=(7, 7, 7))
+    z = phrases[:, :1] * jnp.array([1, 1, 1, 1, 1, -1, -1]).reshape(1, 7, 1)
+    masked = set()
+    for text in (z, -z):
+        assert_follows_the_oracle(PARAMS, x, text, there)
+        _, stages = attend(PARAMS, x, (text, there))
+        masked |= {tuple(np.flatnonzero(~left)) for left in np.asarray(stages.phrases_left[:, 0])}
+    assert masked == {(0, 1, 2), (5, 6)}
+
+
 def test_enormous_features_are_finite():
     x, phrases, there = make_inputs()
     params = make_params(ATTENTION, x, (phrases, there))

@@ -53,8 +53,8 @@ words at most:
 | `other_phrases` | int32 [b, p, t] | in evaluation: those of another image |
 | `other_phrase_lengths` | int32 [b, p] | likewise |
 
-The other image is half a split away and of another class where that is possible, the same whatever
-the batch size (`fgkd_jax.data.captions.partners`).
+The other image is of another class where that is possible, and the same whatever the batch size
+(`fgkd_jax.data.captions.partners`).
 
 Boxes and points are in pixels of `image`, after cropping, resizing and flipping. Coordinates are
 continuous: pixel i covers [i, i + 1), the image [0, w] x [0, h]. `info.part_names` and

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from fgkd_jax.data.base import Dataset, Example, Source, SplitSources, captions_of, labels_and_ids
+from fgkd_jax.data.holdout import hash_ids
 from fgkd_jax.data.text import TextOptions, phrases_of
 from fgkd_jax.data.vocabulary import build_vocabulary
 from fgkd_jax.errors import UserError
@@ -195,27 +196,34 @@ def with_text(dataset: Dataset, options: TextOptions) -> Dataset:
     return SplitSources(dataclasses.replace(dataset.info, vocabulary=vocabulary), sources)
 
 
-def partners(labels: np.ndarray) -> np.ndarray:
+def partners(labels: np.ndarray, ids: np.ndarray) -> np.ndarray:
     """Pairs each example with another, of another class where that is possible.
 
-    Example i goes with example i + s, around the end: s is the first from half the split on for
-    which no two are of one class, or else the one with the fewest such pairs.
+    Examples are put in an order that scrambles classes, and in each class examples; each goes with
+    the one half the split further on, around the end. Neighbouring classes, which are often close
+    relatives, are thus no more likely than others. Where a class has more than half of all
+    examples, the shift with the fewest pairs of one class is taken instead of half.
 
     Args:
       labels: int64[n].
+      ids: int64[n]; with the labels they alone decide.
 
     Returns:
       Positions int64[n].
     """
     n = len(labels)
+    order = np.lexsort((ids, hash_ids(ids, seed=0), labels, hash_ids(labels, seed=1)))
+    sorted_labels = labels[order]
     best, fewest = 0, n + 1
     for shift in (*range(n // 2, n), *range(1, n // 2)):
-        same = int(np.sum(labels == np.roll(labels, -shift)))
+        same = int(np.sum(sorted_labels == np.roll(sorted_labels, -shift)))
         if same < fewest:
             best, fewest = shift, same
         if not same:
             break
-    return (np.arange(n) + best) % max(n, 1)
+    paired = np.empty(n, np.int64)
+    paired[order] = np.roll(order, -best)
+    return paired
 
 
 def _all_phrases(source: Source, options: TextOptions) -> Iterator[tuple[str, ...]]:

@@ -205,7 +205,7 @@ def eval_iterator(
         options,
         eval_transform(options),
         text=_encoder(options, info, train=False),
-        partners=partners(labels_and_ids(source)[0]) if options.text else None,
+        partners=partners(*labels_and_ids(source)) if options.text else None,
     )
     positions = -(-len(source) // batch_size) * batch_size
     batches = grain.MapDataset.range(positions).map(load.evaluate).batch(rows, batch_fn=_collate)

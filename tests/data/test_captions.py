@@ -231,11 +231,22 @@ def test_evaluation_reads_the_same_text_of_another_image_whatever_the_batch(cub)
 )
 def test_partners_are_of_other_classes_where_that_is_possible(labels, same):
     labels = np.array(labels, np.int64)
-    paired = partners(labels)
+    paired = partners(labels, np.arange(len(labels)))
     assert sorted(paired) == list(range(len(labels)))
     assert np.sum(labels == labels[paired]) == same
     if len(labels) > 1:
         assert (paired != np.arange(len(labels))).all()
+
+
+def test_partners_are_hardly_ever_close_relatives():
+    """Classes that follow one another are often of one genus: 3 of 24 at a time here."""
+    labels = np.arange(960) % 24
+    paired = partners(labels, np.arange(960) + 200_000)
+    assert (labels[paired] != labels).all()
+    assert np.mean(labels[paired] // 3 == labels // 3) < 0.2
+    order = np.random.default_rng(0).permutation(960)
+    shuffled = partners(labels[order], order + 200_000)
+    np.testing.assert_array_equal(order[shuffled], paired[order])
 
 
 # ------------------------------------------------------------------------------------- the birds

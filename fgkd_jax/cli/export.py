@@ -136,7 +136,8 @@ def write_network(
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(exported.variables["params"]))
     return (
         f"{output}: network {network} after {restored.step} steps, "
-        f"{described['backbone']['name']}, {info.num_classes} classes, {count} parameters, "
+        f"{described.get('backbone', described)['name']}, {info.num_classes} classes, "
+        f"{count} parameters, "
         f"images of {rows} x {columns}"
     )
 

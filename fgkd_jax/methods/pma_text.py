@@ -6,9 +6,10 @@ from typing import Any, ClassVar
 import jax
 
 from fgkd_jax.methods.bimodal import check_counts, check_shares, label_loss, text_of
+from fgkd_jax.methods.classifier import check_network
 from fgkd_jax.methods.pma_network import TextNetwork, no_text
 from fgkd_jax.models.phrases import PhraseEncoder, PhrasePooling
-from fgkd_jax.protocols import LossOutput
+from fgkd_jax.protocols import Exported, LossOutput
 from fgkd_jax.typing import Array, Batch, Key, Variables
 
 
@@ -118,3 +119,20 @@ class PMAText:
             other = (batch["other_phrases"], batch["other_phrase_lengths"])
             told["logits_with_other_text"], _ = network.apply(variables, other, train=False)
         return {**told, "probabilities": jax.nn.softmax(logits)}
+
+    def export(self, variables: Variables, *, network: int = 0) -> Exported:
+        """Takes the network out of its training.
+
+        Args:
+          variables: as `init` returns them.
+          network: 0, the only one.
+
+        Returns:
+          The network, without any option of training.
+
+        Raises:
+          UserError: `network` is not 0.
+        """
+        check_network(network, count=1)
+        plain = dataclasses.replace(self, dropout=0.0, label_smoothing=0.0)
+        return Exported(plain, {"params": variables["params"]})

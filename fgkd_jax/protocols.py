@@ -224,6 +224,17 @@ class DescribedMethod(Protocol):
 
 
 @runtime_checkable
+class TextMethod(Protocol):
+    """A method that reads phrases of words by number.
+
+    Attributes:
+      vocabulary_size: how many numbers there are; None until the data set is known.
+    """
+
+    vocabulary_size: int | None
+
+
+@runtime_checkable
 class SplitMethod(Protocol):
     """A method with state too large to be held whole by every device.
 
@@ -278,7 +289,8 @@ class Taught(Protocol):
     """A method with a frozen teacher, whose variables are the collection `frozen` of its own.
 
     Attributes:
-      teacher: `name` and options of the teacher's backbone; its weights are a file.
+      teacher: what the teacher is: `name` and options of its backbone, or the options of a method;
+        its weights are a file.
     """
 
     teacher: Mapping[str, Any]

@@ -10,14 +10,16 @@
 | `kh kw` | rows and columns of a convolution kernel |
 | `k` | classes; slots of a queue |
 | `g` | groups of classes (genera) |
-| `n` | networks trained together; cells of a density |
+| `n` | networks trained together; cells of a density; blocks of a feature map |
 | `s` | stages of a network |
 | `d` | dimensions of an embedding |
 | `f` | channels of region features |
 | `m` | candidates that an anchor is contrasted with |
 | `size` | rows of a memory bank, one per example of a data set |
-| `p` | proposals or parts |
+| `p` | proposals, boxes, parts or phrases |
 | `v` | dimensions of a word vector |
+| `t` | words of a phrase |
+| `e` | dimensions of a phrase's embedding |
 | `...` | any leading dimensions |
 """
 

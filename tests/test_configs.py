@@ -116,6 +116,16 @@ VARIANTS = (
     "mcl_imagenet:kd,resnet18,resnet50",
     "lmcl_imagenet:resnet34,shufflenet_v2_x1_0",
     "mcl_moco_imagenet:resnet50",
+    "pma_birds:vision",
+    "pma_birds:text",
+    "pma_birds:student",
+    "pma_birds:plain",
+    "pma_cub:vision,vgg19",
+    "pma_cub:student",
+    "pma_cub:text",
+    "pma_flowers:vgg16",
+    "pma_cars:vgg16",
+    "pma_cub50:plain",
 )
 
 
@@ -153,6 +163,9 @@ def test_controls_are_configs(name):
         ("mcl_imagenet:dml,wrn_16_2", "no network 'wrn_16_2'; expected some of resnet18, "),
         ("mcl_cifar10:kd", "no variant 'kd'; expected one of"),
         ("lmcl_cifar100:wrn_16_2,", "no network ''; expected some of cifar_resnet32, "),
+        ("pma_birds:bimodel", "no variant 'bimodel'; did you mean 'bimodal'"),
+        ("pma_cub:vgg16,vgg19", "variant 'vgg16,vgg19' has both vgg16 and vgg19"),
+        ("pma_cars:student", "pma_cars has no variant 'student'; expected one of resnet50, "),
         ("classify_birds:longest", "no variant 'longest'; did you mean 'longer'"),
     ],
 )

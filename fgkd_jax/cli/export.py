@@ -122,6 +122,7 @@ def write_network(
         "image_size": [rows, columns],
         "eval_geometry": data.eval_geometry,
         "class_names": list(info.class_names),
+        **({"vocabulary": list(info.vocabulary.words)} if data.text and info.vocabulary else {}),
         "trained": {
             "data": info.name,
             "method": method_to_dict(restored.trainer.run.method)["name"],
@@ -135,7 +136,8 @@ def write_network(
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(exported.variables["params"]))
     return (
         f"{output}: network {network} after {restored.step} steps, "
-        f"{described['backbone']['name']}, {info.num_classes} classes, {count} parameters, "
+        f"{described.get('backbone', described)['name']}, {info.num_classes} classes, "
+        f"{count} parameters, "
         f"images of {rows} x {columns}"
     )
 
@@ -178,7 +180,7 @@ def load_network(path: str) -> LoadedNetwork:
 
     from fgkd_jax.cli.experiment import parse_method
     from fgkd_jax.train.init import abstract_variables
-    from fgkd_jax.train.pretrained import load_pretrained
+    from fgkd_jax.train.pretrained import load_exported
     from fgkd_jax.train.weight_files import load_metadata
 
     metadata = load_metadata(path)
@@ -186,7 +188,7 @@ def load_network(path: str) -> LoadedNetwork:
         raise UserError(f"{path}: its format is {metadata.get('format')}; expected {FORMAT}")
     method = parse_method(metadata["method"], path=f"{path}: method")
     image = jax.ShapeDtypeStruct((1, *metadata["image_size"], 3), np.uint8)
-    variables, _ = load_pretrained(abstract_variables(method, {"image": image}), path)
+    variables, _ = load_exported(abstract_variables(method, {"image": image}), path)
     return LoadedNetwork(method, variables, metadata)
 
 

@@ -1,4 +1,4 @@
-"""Pictures of what a sampling method looks at."""
+"""Pictures of what a method looks at: where it samples, which blocks it locates."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -61,16 +61,43 @@ def sampling_grid(image: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> n
     return picture
 
 
+def located_blocks(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Frames the blocks that the stages located, with the stages' numbers, and darkens the rest.
+
+    Args:
+      image: uint8 [h, w, 3], RGB.
+      boxes: [s, 4], (x_min, y_min, x_max, y_max) as shares of the image; an empty one is left out.
+
+    Returns:
+      uint8 [H, W, 3], RGB, at least `MIN_SIDE` pixels wide and high.
+    """
+    bright = _enlarged(image)
+    picture = bright // 2
+    height, width = picture.shape[:2]
+    corners = np.round(boxes * np.array([width, height, width, height])).astype(int)
+    for x0, y0, x1, y1 in corners:
+        picture[y0:y1, x0:x1] = bright[y0:y1, x0:x1]
+    for stage, (x0, y0, x1, y1) in enumerate(corners.tolist(), start=1):
+        if x1 > x0 and y1 > y0:
+            cv2.rectangle(picture, (x0, y0), (x1 - 1, y1 - 1), YELLOW, 2)
+            place = (x0 + 6, y0 + 24)
+            cv2.putText(picture, str(stage), place, cv2.FONT_HERSHEY_SIMPLEX, 0.7, YELLOW, 2)
+    return picture
+
+
 def draw(image: np.ndarray, explained: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Draws everything that a method's `explain` tells of one image.
 
     Args:
-      image: uint8 [h, w, 3], what the sampler read.
-      explained: `attention`, `structure`, `detail`, `sampled_rows` and `sampled_columns` of it.
+      image: uint8 [h, w, 3], what the network read.
+      explained: `located_box` of a method that locates blocks; or else `attention`, `structure`,
+        `detail`, `sampled_rows` and `sampled_columns` of one that samples.
 
     Returns:
-      Pictures, uint8 [H, W, 3], by name: `attention`, `grid`, `structure`, `detail`.
+      Pictures, uint8 [H, W, 3], by name: `blocks`; or `attention`, `grid`, `structure`, `detail`.
     """
+    if "located_box" in explained:
+        return {"blocks": located_blocks(image, explained["located_box"])}
     return {
         "attention": attention_overlay(image, explained["attention"]),
         "grid": sampling_grid(image, explained["sampled_rows"], explained["sampled_columns"]),

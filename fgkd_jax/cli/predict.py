@@ -1,6 +1,7 @@
 """`fgkd predict`: classifies image files with a run."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ DESCRIPTION = """\
 Classifies image files with the network of a run, and prints the likeliest classes of each with
 their probabilities. Images are prepared as in the run's evaluation. A method that samples images
 also writes, for each of them, what it looked at: the attention over the image, the grid of sampled
-rows and columns, the sampled structure image and a detail image.
+rows and columns, the sampled structure image and a detail image. One that locates blocks frames
+them on the image; with --caption it is given a text, and its phrases are printed with the weight
+that each stage gives them.
 
   fgkd predict --workdir runs/birds photo.jpg other.png
+  fgkd predict --workdir runs/pma --caption "a red bird with black wings" photo.jpg
 """
 
 
@@ -29,6 +33,9 @@ def define(values: flags.FlagValues) -> None:
     define_run(values)
     flags.DEFINE_integer("top", 3, "how many classes to print", lower_bound=1, flag_values=values)
     flags.DEFINE_boolean("json", False, "print JSON lines instead of a table", flag_values=values)
+    flags.DEFINE_string(
+        "caption", None, "what is said of every image, for a method that reads", flag_values=values
+    )
     flags.DEFINE_string(
         "pictures",
         None,
@@ -61,25 +68,40 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
     restored = results.restore_run(values, workdir)
     names = restored.dataset.info.class_names
     folder = get(values, "pictures") or str(Path(workdir) / "pictures")
-    predictions = results.predict_files(restored, arguments, explain=folder != "none")
+    caption = get(values, "caption")
+    predictions = results.predict_files(
+        restored, arguments, explain=folder != "none" or caption is not None, caption=caption
+    )
     titles = pictures.unique_names(arguments)
     for path, title, prediction in zip(arguments, titles, predictions, strict=True):
         row = prediction.probabilities
         order = np.argsort(-row, kind="stable")[: get(values, "top")]
         classes = [{"class": names[i], "probability": round(float(row[i]), 6)} for i in order]
         drawn: list[Path] = []
-        if prediction.explained:
+        if prediction.explained and folder != "none":
             shown = pictures.draw(prediction.image, prediction.explained)
             drawn = pictures.write(Path(folder), title, shown)
-        print(_line(path, classes, drawn, as_json=get(values, "json")))
+        print(_line(path, classes, drawn, prediction.phrases, as_json=get(values, "json")))
     return 0
 
 
-def _line(path: str, classes: list[dict[str, Any]], drawn: list[Path], *, as_json: bool) -> str:
+def _line(
+    path: str,
+    classes: list[dict[str, Any]],
+    drawn: list[Path],
+    phrases: Sequence[Mapping[str, float]],
+    *,
+    as_json: bool,
+) -> str:
     if as_json:
-        shown = {"pictures": [str(one) for one in drawn]} if drawn else {}
+        shown: dict[str, Any] = {"pictures": [str(one) for one in drawn]} if drawn else {}
+        if phrases:
+            shown["phrases"] = [dict(stage) for stage in phrases]
         return json.dumps({"image": path, "classes": classes, **shown})
     lines = [f"  {entry['probability']:6.1%}  {entry['class']}" for entry in classes]
+    for number, stage in enumerate(phrases, start=1):
+        told = ", ".join(f"{phrase} {weight:.2f}" for phrase, weight in stage.items())
+        lines.append(f"  stage {number}: {told}")
     if drawn:
         kinds = ",".join(one.name.split(".")[-2] for one in drawn)
         stem = drawn[0].name.rsplit(".", 2)[0]

@@ -16,6 +16,7 @@ from fgkd_jax import __version__
 from fgkd_jax.cli.command import get
 from fgkd_jax.cli.experiment import Experiment, PretrainedOptions
 from fgkd_jax.cli.session import open_checkpoints, open_data, open_run, say, use_platform
+from fgkd_jax.cli.weights import check_words
 from fgkd_jax.cli.workdir import read_experiment
 from fgkd_jax.data.base import Dataset, DatasetInfo, Example, SplitSources
 from fgkd_jax.data.pipeline import eval_iterator
@@ -100,6 +101,7 @@ def restore(workdir: str, *, checkpoint: str, data_dir: str | None = None) -> Re
     state = trainer.initial_state()
     best = checkpoint == "best"
     with open_checkpoints(experiment, workdir=workdir, read_only=True) as checkpointer:
+        check_words(checkpointer, dataset, experiment)
         read = checkpointer.restore_best if best else checkpointer.restore_last
         found = read(abstract_like(state.to_save()))
         if found is None:
@@ -178,6 +180,7 @@ class _Files:
     """Image files as a source of examples without labels."""
 
     paths: tuple[str, ...]
+    caption: str | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -185,6 +188,28 @@ class _Files:
     def __getitem__(self, index: int) -> Example:
         path = self.paths[index]
         return {"image": Path(path).read_bytes(), "label": 0, "id": index, "name": path}
+
+    @property
+    def labels(self) -> np.ndarray:
+        """No image has another's class, as far as is known: int64 [n]."""
+        return np.zeros(len(self), np.int64)
+
+    @property
+    def ids(self) -> np.ndarray:
+        """Their places: int64 [n]."""
+        return np.arange(len(self))
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """Returns what is said of an image.
+
+        Args:
+          index: which image.
+
+        Returns:
+          The caption, if there is one.
+        """
+        del index
+        return () if self.caption is None else (self.caption,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,15 +220,17 @@ class Prediction:
       probabilities: float32 [k].
       image: uint8 [h, w, 3], the image as the network is given it.
       explained: arrays of the method's `explain`; empty where it has none or was not asked.
+      phrases: for each stage, the weight of each phrase of the caption; empty without one.
     """
 
     probabilities: np.ndarray
     image: np.ndarray
     explained: Mapping[str, np.ndarray]
+    phrases: tuple[Mapping[str, float], ...] = ()
 
 
 def predict_files(
-    restored: Restored, paths: Sequence[str], *, explain: bool = False
+    restored: Restored, paths: Sequence[str], *, explain: bool = False, caption: str | None = None
 ) -> Iterator[Prediction]:
     """Predicts image files, one after the other.
 
@@ -211,20 +238,29 @@ def predict_files(
       restored: a run.
       paths: n image files.
       explain: whether to ask the method what it looks at, where it can say.
+      caption: what is said of every image; None for nothing.
 
     Yields:
       One prediction per file, in order.
 
     Raises:
-      UserError: a file is not an image, or the method needs more than the image.
+      UserError: a file is not an image, or the method needs more than the image, or reads none of
+        the caption.
     """
     run, info = restored.trainer.run, restored.dataset.info
-    files = SplitSources(
-        DatasetInfo(name="files", class_names=info.class_names, splits={"files": len(paths)}),
-        {"files": _Files(tuple(paths))},
+    described = DatasetInfo(
+        name="files",
+        class_names=info.class_names,
+        splits={"files": len(paths)},
+        vocabulary=info.vocabulary,
     )
+    files = SplitSources(described, {"files": _Files(tuple(paths), caption)})
     # An image that cannot be read must not shift the rows of those behind it.
     options = dataclasses.replace(restored.experiment.data, on_corrupt="raise", extra_keys=())
+    if caption is None:
+        options = dataclasses.replace(options, text=None)
+    elif options.text is None:
+        raise UserError(f"--caption is {caption!r}, but the run reads no text; expected none")
     method: Any = run.method
     key = jax.random.key(0)
 
@@ -240,9 +276,27 @@ def predict_files(
         for batch in batches:
             rows = jax.device_get(compiled(restored.state, put_batch(batch, mesh=run.mesh)))
             probabilities = rows.pop("probabilities")
-            for i in np.flatnonzero(batch["mask"]):
+            for i in np.flatnonzero(batch["mask"]).tolist():
                 explained = {name: value[i] for name, value in rows.items()}
-                yield Prediction(probabilities[i], batch["image"][i], explained)
+                told = _attended(explained, batch, i, info) if caption is not None else ()
+                yield Prediction(probabilities[i], batch["image"][i], explained, told)
+
+
+def _attended(
+    explained: Mapping[str, np.ndarray], batch: Mapping[str, np.ndarray], i: int, info: DatasetInfo
+) -> tuple[Mapping[str, float], ...]:
+    """The weight of each phrase of an image in each stage; phrases as they were understood."""
+    if info.vocabulary is None or explained.get("phrase_weights", np.zeros(0)).ndim != 2:
+        return ()
+    lengths = batch["phrase_lengths"][i].tolist()
+    names = [
+        " ".join(map(info.vocabulary.word, numbers[:length]))
+        for numbers, length in zip(batch["phrases"][i].tolist(), lengths, strict=True)
+    ]
+    return tuple(
+        {name: round(float(w), 4) for name, w in zip(names, weights, strict=True) if name}
+        for weights in explained["phrase_weights"]
+    )
 
 
 def versions() -> dict[str, str]:

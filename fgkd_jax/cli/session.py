@@ -14,9 +14,10 @@ import numpy as np
 from fgkd_jax.cli.described import chained, describe, described_sizes
 from fgkd_jax.cli.experiment import Experiment
 from fgkd_jax.cli.feature_cache import cached_feed
-from fgkd_jax.cli.weights import say, weight_hashes, weights_overlay
+from fgkd_jax.cli.weights import VOCABULARY, say, weight_hashes, weights_overlay
 from fgkd_jax.cli.workdir import CHECKPOINT_FOLDER, LEFT_OUT_FILE, read_json, write_json
 from fgkd_jax.data.base import Dataset, labels_and_ids
+from fgkd_jax.data.captions import with_text
 from fgkd_jax.data.class_groups import class_groups
 from fgkd_jax.data.options import DataOptions
 from fgkd_jax.data.pipeline import (
@@ -28,7 +29,7 @@ from fgkd_jax.data.pipeline import (
 from fgkd_jax.data.registry import open_dataset
 from fgkd_jax.errors import UserError, nearest
 from fgkd_jax.evaluation import EVALUATORS
-from fgkd_jax.protocols import IndexedMethod, Method
+from fgkd_jax.protocols import IndexedMethod, Method, TextMethod
 from fgkd_jax.train.checkpoint import Checkpointer
 from fgkd_jax.train.loop import Feed, Run, Trainer
 from fgkd_jax.train.sharding import make_mesh
@@ -140,12 +141,18 @@ def image_spec(options: DataOptions, *, batch_size: int) -> Batch:
       `jax.ShapeDtypeStruct` by key.
     """
     others = (batch_size, options.views - 1, *options.size, 3)
+    text: dict[str, Any] = {}
+    if options.text is not None:
+        shape = (batch_size, options.text.max_phrases, options.text.max_words)
+        text["phrases"] = jax.ShapeDtypeStruct(shape, np.int32)
+        text["phrase_lengths"] = jax.ShapeDtypeStruct(shape[:2], np.int32)
     return {
         **({"other_views": jax.ShapeDtypeStruct(others, np.uint8)} if options.views > 1 else {}),
         "image": jax.ShapeDtypeStruct((batch_size, *options.size, 3), np.uint8),
         "label": jax.ShapeDtypeStruct((batch_size,), np.int32),
         "id": jax.ShapeDtypeStruct((batch_size,), np.int32),
         "mask": jax.ShapeDtypeStruct((batch_size,), np.bool_),
+        **text,
     }
 
 
@@ -168,6 +175,12 @@ def method_for(experiment: Experiment, dataset: Dataset) -> Method:
     known = {"num_classes": dataset.info.num_classes, **described_sizes(method, dataset)}
     if isinstance(method, IndexedMethod):
         known["num_examples"] = dataset.info.splits["train"]
+    if isinstance(method, TextMethod):
+        if dataset.info.vocabulary is None or experiment.data.text is None:
+            raise UserError(
+                "the method reads phrases, but data.text is None; expected options of text"
+            )
+        known["vocabulary_size"] = len(dataset.info.vocabulary)
     for name, value in known.items():
         if getattr(method, name) not in (None, value):
             raise UserError(
@@ -182,6 +195,7 @@ _COUNTED = {
     "num_examples": "training examples",
     "num_attributes": "attributes",
     "word_size": "dimensions of words",
+    "vocabulary_size": "words",
 }
 
 
@@ -242,10 +256,17 @@ def open_run(experiment: Experiment, *, dataset: Dataset) -> Run:
         validation="validation" if "validation" in dataset.info.splits else None,
         metadata={
             "data fingerprint": dataset.info.fingerprint,
+            **_vocabulary_hash(experiment, dataset),
             **hashes,
             **(described.metadata if described else {}),
         },
     )
+
+
+def _vocabulary_hash(experiment: Experiment, dataset: Dataset) -> dict[str, str]:
+    """The hash by which a run knows its numbers of words again, where words are read."""
+    vocabulary = dataset.info.vocabulary
+    return {VOCABULARY: vocabulary.fingerprint} if experiment.data.text and vocabulary else {}
 
 
 def _check_meta(experiment: Experiment, method: Method) -> None:
@@ -319,7 +340,10 @@ def open_data(experiment: Experiment) -> Dataset:
       The data set; drawn first where it is one that the project draws itself.
     """
     options = experiment.data
-    return divide_train(open_dataset(options.dataset, data_dir=options.data_dir), options)
+    dataset = open_dataset(options.dataset, data_dir=options.data_dir)
+    if options.text is not None:
+        dataset = with_text(dataset, options.text)
+    return divide_train(dataset, options)
 
 
 def check_batches(experiment: Experiment, dataset: Dataset) -> None:

@@ -89,7 +89,7 @@ def run_experiment(experiment: Any, *, workdir: str) -> dict[str, Any]:
     """
     from fgkd_jax.cli import results, session
     from fgkd_jax.cli import workdir as folder
-    from fgkd_jax.cli.weights import check_teacher
+    from fgkd_jax.cli.weights import check_teacher, check_words
     from fgkd_jax.train.loop import Trainer, fit
 
     started = time.monotonic()
@@ -105,6 +105,7 @@ def run_experiment(experiment: Any, *, workdir: str) -> dict[str, Any]:
         session.open_checkpoints(experiment, workdir=workdir) as checkpointer,
         session.counting_left_out(images, workdir=workdir) as left_out,
     ):
+        check_words(checkpointer, dataset, experiment)
         feed = session.training_feed(trainer, initial, experiment, dataset, workdir=workdir)
         trainer.run = dataclasses.replace(trainer.run, feed=feed)
         try:

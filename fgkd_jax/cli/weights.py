@@ -6,12 +6,17 @@ import jax
 
 from fgkd_jax.cli.experiment import Experiment
 from fgkd_jax.data.base import Dataset
+from fgkd_jax.data.vocabulary import Vocabulary, check_vocabulary
 from fgkd_jax.errors import UserError
 from fgkd_jax.protocols import FROZEN, Taught
+from fgkd_jax.train.checkpoint import Checkpointer
 from fgkd_jax.train.init import Overlay
-from fgkd_jax.train.pretrained import load_pretrained
+from fgkd_jax.train.pretrained import load_exported, load_pretrained
 from fgkd_jax.train.weight_files import file_sha256, load_metadata
 from fgkd_jax.typing import Variables
+
+VOCABULARY = "vocabulary fingerprint"
+"""What a checkpoint calls the hash of the words that its run numbers."""
 
 
 def say(line: str) -> None:
@@ -68,7 +73,7 @@ def weights_overlay(experiment: Experiment) -> Overlay:
             )
             say(str(notes))
         if experiment.pretrained.teacher:
-            frozen, notes = load_pretrained(variables[FROZEN], experiment.pretrained.teacher)
+            frozen, notes = load_exported(variables[FROZEN], experiment.pretrained.teacher)
             say(f"teacher: {notes}")
             variables = {**variables, FROZEN: frozen}
         return variables
@@ -85,7 +90,7 @@ def check_teacher(experiment: Experiment, dataset: Dataset) -> None:
 
     Raises:
       UserError: the method needs a teacher and is given no file, or the other way round, or the
-        file says that the teacher knows other classes.
+        file says that the teacher knows other classes or numbers words otherwise.
     """
     path = experiment.pretrained.teacher
     if not isinstance(experiment.method, Taught):
@@ -97,13 +102,42 @@ def check_teacher(experiment: Experiment, dataset: Dataset) -> None:
             "the method learns from a frozen teacher, but pretrained.teacher is empty; expected a "
             "file of its weights, as fgkd export writes it"
         )
-    known = load_metadata(path).get("class_names")
-    for i, (theirs, ours) in enumerate(zip(known or (), dataset.info.class_names, strict=False)):
-        if theirs != ours:
+    metadata = load_metadata(path)
+    known, words = metadata.get("class_names"), metadata.get("vocabulary")
+    if words and dataset.info.vocabulary and experiment.data.text:
+        theirs = Vocabulary(tuple(words)).fingerprint
+        check_vocabulary(dataset.info.vocabulary, theirs, owner=f"the teacher {path}")
+    for i, (their, ours) in enumerate(zip(known or (), dataset.info.class_names, strict=False)):
+        if their != ours:
             raise UserError(
-                f"class {i} of the teacher {path} is {theirs!r}; expected {ours!r}, as in "
+                f"class {i} of the teacher {path} is {their!r}; expected {ours!r}, as in "
                 f"{dataset.info.name}"
             )
+
+
+def check_words(checkpointer: Checkpointer, dataset: Dataset, experiment: Experiment) -> None:
+    """Raises before a run is resumed where it numbered words otherwise.
+
+    The number of words is a shape of the parameters, so this comes before they are restored.
+
+    Args:
+      checkpointer: of the run.
+      dataset: its data set.
+      experiment: the experiment.
+
+    Raises:
+      UserError: the newest checkpoint was made with another vocabulary.
+    """
+    vocabulary, steps = dataset.info.vocabulary, checkpointer.steps()
+    if experiment.data.text is None or vocabulary is None or not steps:
+        return
+    try:
+        stored = checkpointer.metadata(steps[-1])
+    except UserError:
+        return  # damaged: whoever restores it says so, or takes the one before
+    check_vocabulary(
+        vocabulary, stored.get(VOCABULARY), owner=f"the checkpoint of step {steps[-1]}"
+    )
 
 
 def _weight_files(experiment: Experiment) -> dict[str, str]:

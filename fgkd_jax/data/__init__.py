@@ -43,6 +43,19 @@ On demand (`DataOptions.extra_keys`), where the data set has them:
 | `mask` | `object_mask` | uint8 [b, h, w] | non-zero on the object |
 | `attributes` | `attributes` | float32 [b, a] | 0 to 1, of the example's class |
 
+With text (task `bimodal`; `DataOptions.text` says what is read of captions), with p phrases of t
+words at most:
+
+| key | type and shape | values |
+|---|---|---|
+| `phrases` | int32 [b, p, t] | numbers of words in `info.vocabulary`; 0 padding, 1 unknown |
+| `phrase_lengths` | int32 [b, p] | words of each phrase; 0 where there is none |
+| `other_phrases` | int32 [b, p, t] | in evaluation: those of another image |
+| `other_phrase_lengths` | int32 [b, p] | likewise |
+
+The other image is of another class where that is possible, and the same whatever the batch size
+(`fgkd_jax.data.captions.partners`).
+
 Boxes and points are in pixels of `image`, after cropping, resizing and flipping. Coordinates are
 continuous: pixel i covers [i, i + 1), the image [0, w] x [0, h]. `info.part_names` and
 `info.attribute_names` name rows and entries. Any other key of an example can be asked for in the
@@ -57,10 +70,13 @@ from fgkd_jax.data.base import (
     Report,
     Source,
 )
+from fgkd_jax.data.captions import with_text
 from fgkd_jax.data.holdout import holdout
 from fgkd_jax.data.options import DataOptions
 from fgkd_jax.data.pipeline import BatchIterator, divide_train, eval_iterator, train_iterator
 from fgkd_jax.data.registry import build_dataset, check_dataset, open_dataset
+from fgkd_jax.data.text import TextOptions, phrases_of
+from fgkd_jax.data.vocabulary import Vocabulary
 
 __all__ = [
     "BatchIterator",
@@ -71,11 +87,15 @@ __all__ = [
     "Example",
     "Report",
     "Source",
+    "TextOptions",
+    "Vocabulary",
     "build_dataset",
     "check_dataset",
     "divide_train",
     "eval_iterator",
     "holdout",
     "open_dataset",
+    "phrases_of",
     "train_iterator",
+    "with_text",
 ]

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from fgkd_jax.data.class_descriptions import ClassDescriptions
+from fgkd_jax.data.vocabulary import Vocabulary
 from fgkd_jax.errors import UserError, nearest
 
 Example = dict[str, Any]
@@ -52,7 +53,8 @@ class Source(Protocol):
 
     Cheap to pickle (workers are separate processes) and safe to read from several threads: keep
     paths and small arrays, open files when an example is asked for. A source may also have the
-    attributes `labels` and `ids`, int64[n], which spare `labels_and_ids` reading every example.
+    attributes `labels` and `ids`, int64[n], which spare `labels_and_ids` reading every example, and
+    a method `captions(index) -> tuple[str, ...]`.
     """
 
     def __len__(self) -> int: ...
@@ -77,6 +79,7 @@ class DatasetInfo:
         class; empty where that is not known.
       descriptions: attributes of the classes, and which of them training sees; None where all are
         seen and nothing describes them.
+      vocabulary: words of its captions; None where it has none, or they were not read yet.
     """
 
     name: str
@@ -89,6 +92,7 @@ class DatasetInfo:
     flip_pairs: tuple[tuple[int, int], ...] = ()
     separating_parts: tuple[tuple[int, ...], ...] = ()
     descriptions: ClassDescriptions | None = None
+    vocabulary: Vocabulary | None = None
 
     @property
     def num_classes(self) -> int:
@@ -160,6 +164,17 @@ class Subset:
 
     def __getitem__(self, index: int) -> Example:
         return self.base[int(self.indices[index])]
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """Returns the captions of an example.
+
+        Args:
+          index: which of these.
+
+        Returns:
+          Sentences.
+        """
+        return captions_of(self.base, int(self.indices[index]))
 
 
 @dataclass(frozen=True)
@@ -239,6 +254,27 @@ class Report:
 
     def __str__(self) -> str:
         return self.render()
+
+
+def captions_of(source: Source, index: int) -> tuple[str, ...]:
+    """Returns the captions of an example.
+
+    Args:
+      source: any source.
+      index: which example.
+
+    Returns:
+      Sentences.
+
+    Raises:
+      UserError: the source has no captions.
+    """
+    if not hasattr(source, "captions"):
+        raise UserError(
+            "the data set has no captions of its own; expected data.text.captions_dir, their folder"
+        )
+    captions: tuple[str, ...] = source.captions(index)
+    return captions
 
 
 def unknown_split(info: DatasetInfo, split: str) -> UserError:

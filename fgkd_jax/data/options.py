@@ -6,6 +6,7 @@ from typing import Literal
 
 from fgkd_jax.data import transforms
 from fgkd_jax.data.base import DatasetInfo
+from fgkd_jax.data.text import TextOptions
 from fgkd_jax.errors import UserError, nearest
 
 
@@ -42,6 +43,7 @@ class DataOptions:
       on_corrupt: what an image that cannot be read does: "raise" stops, "skip" goes on without.
       extra_keys: keys of `Example` to put into the batch besides the standard ones: "bbox",
         "parts", "mask" (as `object_mask`), "attributes", or what else the data set has.
+      text: what is read of captions; None reads none.
       num_workers: processes that prepare batches and pass them on through /dev/shm, which must hold
         the batches prepared ahead; 0 prepares them in this one.
       read_threads: threads that prepare batches, in each process.
@@ -69,6 +71,7 @@ class DataOptions:
     train_fraction: float = 1.0
     on_corrupt: Literal["raise", "skip"] = "raise"
     extra_keys: tuple[str, ...] = ()
+    text: TextOptions | None = None
     num_workers: int = 0
     read_threads: int = 4
     prefetch_batches: int = 4

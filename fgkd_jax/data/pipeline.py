@@ -20,11 +20,21 @@ import numpy as np
 from absl import flags, logging
 
 from fgkd_jax.data import transforms
-from fgkd_jax.data.base import CorruptImageError, Dataset, DatasetInfo, Example, Source
+from fgkd_jax.data.base import (
+    CorruptImageError,
+    Dataset,
+    DatasetInfo,
+    Example,
+    Source,
+    captions_of,
+    labels_and_ids,
+)
+from fgkd_jax.data.captions import partners
 from fgkd_jax.data.class_groups import ClassGroups, class_groups
 from fgkd_jax.data.holdout import holdout
 from fgkd_jax.data.images import configure_opencv, decode
 from fgkd_jax.data.options import DataOptions, check_value, eval_transform, train_transform
+from fgkd_jax.data.text import CaptionEncoder
 from fgkd_jax.errors import UserError, nearest
 
 Batch = dict[str, np.ndarray]
@@ -147,7 +157,8 @@ def train_iterator(
         )
         stream = grain.MapDataset.range(sys.maxsize).seed(seed)
     geometry = train_transform(options, dataset.info)
-    load = _Loader(source, dataset.info, options, geometry, groups, options.views)
+    text = _encoder(options, dataset.info, train=True)
+    load = _Loader(source, dataset.info, options, geometry, groups, options.views, text)
     # Batches come before the slice, so that a process takes whole blocks of consecutive rows.
     batches = stream.random_map(load.train).batch(rows, drop_remainder=True, batch_fn=_collate)
     batches = batches[start_step * process_count + process_index :: process_count]
@@ -188,7 +199,14 @@ def eval_iterator(
 
     rows = _local_size(batch_size, process_index, process_count)
     source, info = _eval_source(dataset, split, options)
-    load = _Loader(source, info, options, eval_transform(options))
+    load = _Loader(
+        source,
+        info,
+        options,
+        eval_transform(options),
+        text=_encoder(options, info, train=False),
+        partners=partners(*labels_and_ids(source)) if options.text else None,
+    )
     positions = -(-len(source) // batch_size) * batch_size
     batches = grain.MapDataset.range(positions).map(load.evaluate).batch(rows, batch_fn=_collate)
     batches = batches[process_index::process_count]
@@ -205,6 +223,8 @@ class _Loader:
     transform: transforms.Transform
     groups: ClassGroups | None = None
     views: int = 1
+    text: CaptionEncoder | None = None
+    partners: np.ndarray | None = None
 
     def train(self, element: int, rng: np.random.Generator) -> Example:
         """The example of an element of the stream, or the first to replace it that can be read."""
@@ -280,13 +300,18 @@ class _Loader:
         if self.views > 1:
             others = [self.transform(decoded, rng)["image"] for _ in range(self.views - 1)]
             row["other_views"] = np.stack(others)
+        if self.text:
+            row |= self.text(captions_of(self.source, index), rng)
+        if self.text and self.partners is not None:
+            other = self.text(captions_of(self.source, int(self.partners[index])), rng)
+            row |= {f"other_{key}": value for key, value in other.items()}
         return row
 
     @functools.cached_property
     def _empty(self) -> Example:
         """A row that is masked out; extra keys take their shapes from the first good example."""
         empty = {"image": np.zeros((*self.options.size, 3), np.uint8), "label": 0, "id": -1}
-        if not self.options.extra_keys:
+        if not self.options.extra_keys and not self.text:
             return empty
         for index in range(len(self.source)):
             try:
@@ -296,6 +321,15 @@ class _Loader:
             else:
                 return {key: np.zeros_like(value) for key, value in row.items()} | empty
         raise UserError(f"{self.info.name}: no image can be read")
+
+
+def _encoder(options: DataOptions, info: DatasetInfo, *, train: bool) -> CaptionEncoder | None:
+    """What reads captions; None where none are read."""
+    if options.text is None:
+        return None
+    if info.vocabulary is None:
+        raise UserError(f"{info.name} has no vocabulary; expected it of `with_text`")
+    return CaptionEncoder(info.vocabulary, options.text, train)
 
 
 def _eval_source(dataset: Dataset, split: str, options: DataOptions) -> tuple[Source, DatasetInfo]:

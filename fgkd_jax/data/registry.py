@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fgkd_jax.data import cifar, cub, image_folder, tfds_names
+from fgkd_jax.data import aircraft, cifar, cub, flowers, image_folder, tfds_names
 from fgkd_jax.data.base import Dataset, Inspection, Report
 from fgkd_jax.data.check import check_inspection
 from fgkd_jax.errors import UserError, nearest
@@ -33,8 +33,9 @@ def open_dataset(name: str, *, data_dir: str | None = None) -> Dataset:
     """Opens a data set.
 
     Args:
-      name: "procedural_birds/classification", "cub200_2011", "cifar10", "cifar100",
-        "image_folder", or "tfds/" and the name of a data set that TensorFlow Datasets prepared.
+      name: "procedural_birds/classification", "cub200_2011", "cifar10", "cifar100", "flowers102",
+        "fgvc_aircraft", "image_folder", or "tfds/" and the name of a data set that TensorFlow
+        Datasets prepared.
       data_dir: its folder, or the one it lies in; None is `$FGKD_DATA_DIR`, else
         `~/.cache/fgkd_jax` (for TFDS, TFDS's own default).
 
@@ -171,6 +172,9 @@ DATASETS: Mapping[str, Opener] = {
     "cub200_2011": _from_files(lambda _, data_dir: cub.inspect(data_dir), cub.WHERE),
     "cifar10": _from_files(cifar.inspect, cifar.WHERE),
     "cifar100": _from_files(cifar.inspect, cifar.WHERE),
+    "flowers102": _from_files(lambda _, data_dir: flowers.inspect(data_dir), flowers.WHERE),
+    "fgvc_aircraft": _from_files(aircraft.inspect, aircraft.WHERE),
+    "fgvc_aircraft/trainval": _from_files(aircraft.inspect, aircraft.WHERE),
     "image_folder": _from_files(
         lambda _, data_dir: image_folder.inspect(data_dir), image_folder.LAYOUT
     ),

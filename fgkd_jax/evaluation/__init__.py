@@ -6,9 +6,11 @@ predictions: `make(info, extra_keys, networks)`, `info` describing the data set 
 `networks` counting the networks that a method trains together.
 """
 
+import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from fgkd_jax.evaluation.bimodal import BlockEvaluator, holds_point
 from fgkd_jax.evaluation.classification import ClassificationEvaluator, label_rank
 from fgkd_jax.evaluation.mutual import MutualEvaluator
 from fgkd_jax.evaluation.sampling import SamplingEvaluator, share_inside
@@ -35,17 +37,31 @@ def _mutual(info: Any, extra_keys: Collection[str], networks: int) -> MutualEval
     return MutualEvaluator(_classification(info, extra_keys), networks=networks)
 
 
+def _blocks(info: Any, extra_keys: Collection[str], networks: int) -> BlockEvaluator:
+    del networks
+    return BlockEvaluator(_classification(info, extra_keys), with_parts="parts" in extra_keys)
+
+
+def _bimodal(info: Any, extra_keys: Collection[str], networks: int) -> BlockEvaluator:
+    blocks = _blocks(info, extra_keys, networks)
+    return dataclasses.replace(blocks, with_text=True)
+
+
 EVALUATORS: Mapping[str, Callable[[Any, Collection[str], int], Evaluator]] = {
     "classification": _classification,
     "sampled_classification": _sampling,
     "mutual_classification": _mutual,
+    "block_classification": _blocks,
+    "bimodal": _bimodal,
 }
 
 __all__ = [
     "EVALUATORS",
+    "BlockEvaluator",
     "ClassificationEvaluator",
     "MutualEvaluator",
     "SamplingEvaluator",
+    "holds_point",
     "label_rank",
     "share_inside",
 ]

@@ -9,6 +9,9 @@ from fgkd_jax.methods.mcl import MCL
 from fgkd_jax.methods.mcl_bank import MCLBank
 from fgkd_jax.methods.mcl_moco import MCLMoCo
 from fgkd_jax.methods.msdn import MSDN
+from fgkd_jax.methods.pma import PMA, PMAVision
+from fgkd_jax.methods.pma_student import PMAStudent
+from fgkd_jax.methods.pma_text import PMAText
 from fgkd_jax.methods.tasn import TASN
 
 METHODS = {
@@ -21,6 +24,10 @@ METHODS = {
     "mcl_bank": MCLBank,
     "mcl_moco": MCLMoCo,
     "msdn": MSDN,
+    "pma": PMA,
+    "pma_student": PMAStudent,
+    "pma_text": PMAText,
+    "pma_vision": PMAVision,
     "tasn": TASN,
 }
 """Methods by the name that a config gives as `method.name`."""
@@ -32,9 +39,13 @@ __all__ = [
     "MCL",
     "METHODS",
     "MSDN",
+    "PMA",
     "TASN",
     "Classifier",
     "LMCLBank",
     "MCLBank",
     "MCLMoCo",
+    "PMAStudent",
+    "PMAText",
+    "PMAVision",
 ]

@@ -8,6 +8,8 @@ from fgkd_jax.models.hcgnet import HCGNet
 from fgkd_jax.models.heads import LinearHead, ProjectionHead
 from fgkd_jax.models.mobilenet_v2 import MobileNetV2
 from fgkd_jax.models.normalization import BatchNorm
+from fgkd_jax.models.phrases import PhraseEncoder, PhrasePooling
+from fgkd_jax.models.progressive_attention import ProgressiveAttention
 from fgkd_jax.models.resnet import ResNet
 from fgkd_jax.models.shufflenet_v2 import ShuffleNetV2
 from fgkd_jax.models.stage_matching import Aggregator, MatchNetwork

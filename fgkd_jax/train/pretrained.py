@@ -102,6 +102,53 @@ def load_pretrained(
     return new, PretrainedReport(str(path), file_sha256(path), loaded, kept, unused)
 
 
+def load_exported(
+    variables: Variables, path: str | PathLike[str]
+) -> tuple[dict[str, Any], PretrainedReport]:
+    """Lays a whole network, as `fgkd export` wrote it, over its variables.
+
+    A backbone with a head is read by `load_pretrained`, so PyTorch's files serve too. Any other
+    network has no names but its own (`named_arrays`), and every variable must be in the file.
+
+    Args:
+      variables: collections by name, of the one network; not changed.
+      path: .safetensors, .npz, or, for a backbone with a head, a PyTorch file.
+
+    Returns:
+      The variables with the loaded arrays in their own dtype, and what was loaded.
+
+    Raises:
+      UserError: as `load_pretrained`.
+    """
+    if set(variables["params"]) <= {"backbone", "head"}:
+        return load_pretrained(variables, path)
+    arrays, flat = load_arrays(path), flatten_dict(dict(variables), sep="/")
+    shapes = {name: tuple(leaf.shape) for name, leaf in flat.items()}
+    _refuse(
+        {
+            "missing": [name for name in flat if name not in arrays],
+            "unexpected": [f"{n} {arrays[n].shape}" for n in arrays if n not in flat],
+            "misshapen": [
+                f"{n} with shape {arrays[n].shape}, expected {shapes[n]}"
+                for n in flat
+                if n in arrays and arrays[n].shape != shapes[n]
+            ],
+            "not finite numbers": [n for n in flat if n in arrays and not _finite(arrays[n])],
+        },
+        f"{path}: of {len(arrays)} tensors",
+    )
+    new = {name: jnp.asarray(arrays[name], leaf.dtype) for name, leaf in flat.items()}
+    report = PretrainedReport(str(path), file_sha256(path), tuple(new), (), ())
+    return unflatten_dict(new, sep="/"), report
+
+
+def _refuse(problems: Mapping[str, Sequence[str]], what: str) -> None:
+    """Raises one line that counts all problems and names the first of each kind."""
+    told = [f"{kind}: {_some(items)}" for kind, items in problems.items() if items]
+    if told:
+        raise UserError(f"{what}, {'; '.join(told)}")
+
+
 def to_torch_state_dict(
     variables: Variables,
     *,

@@ -64,3 +64,21 @@ def test_sampled_images_are_shown_as_they_are():
     assert set(drawn) == {"attention", "grid", "structure", "detail"}
     assert (drawn["structure"] == 100).all()
     assert (drawn["detail"] == 255).all()
+
+
+def test_located_blocks_are_framed_and_the_rest_is_dark():
+    boxes = np.array([[0.0, 0.0, 0.5, 0.25], [0.5, 0.5, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
+    picture = pictures.draw(IMAGE, {"located_box": boxes})["blocks"]
+    assert picture.shape == (704, 528, 3)
+    # Inside the first and the second, and outside of both.
+    assert [picture[y, x].tolist() for y, x in ((150, 200), (600, 500), (600, 100))] == [
+        [100] * 3,
+        [100] * 3,
+        [50] * 3,
+    ]
+    yellow = (picture == pictures.YELLOW).all(2)
+    assert yellow[:176, 0].all()
+    assert yellow[352:, 527].all()
+    assert not yellow[300:340].any()
+    nothing = pictures.located_blocks(IMAGE, boxes[2:])
+    assert (nothing == 50).all()

@@ -28,7 +28,10 @@ CLASSES = 100
 EXAMPLES = 100_000
 """Training examples of a method that keeps something for each of them, where a config has none."""
 
-TASKS = ("classification", "sampled_classification", "mutual_classification")
+TASKS = (
+    *("classification", "sampled_classification", "mutual_classification"),
+    *("block_classification", "bimodal"),
+)
 AGAINST: dict[str, dict[str, Any]] = {
     **{name: {"layout": layout} for name, layout in torch_models.LAYOUTS.items()},
     "torch_compile": {"layout": "contiguous_format", "compiled": True},
@@ -70,10 +73,20 @@ def random_batch(spec: Batch, *, num_classes: int) -> HostBatch:
     views = [name for name in ("image", "other_views") if name in spec]
     return {
         **{name: rng.integers(0, 256, spec[name].shape, np.uint8) for name in views},
+        **_random_text(spec),
         "label": rng.integers(0, num_classes, size, np.int32),
         "id": np.arange(size, dtype=np.int32),
         "mask": np.ones(size, np.bool_),
     }
+
+
+def _random_text(spec: Batch) -> HostBatch:
+    """Phrases of the longest kind, of the two words that every vocabulary has."""
+    if "phrases" not in spec:
+        return {}
+    shape = spec["phrases"].shape
+    numbers = np.random.default_rng(1).integers(0, 2, shape, np.int32)
+    return {"phrases": numbers, "phrase_lengths": np.full(shape[:2], shape[2], np.int32)}
 
 
 def prepared(experiment: Experiment, *, batch_size: int | None = None) -> Experiment:

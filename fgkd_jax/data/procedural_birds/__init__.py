@@ -19,7 +19,10 @@ bytes are the same for the same libjpeg-turbo, and what they decode to differs f
 pixels by the compression. Any change to what is drawn bumps `VERSION`, and every figure made with
 the data set is measured again.
 
-**What is to come.** Captions, the configuration `zero_shot` (more species, some of them unseen) and
+Captions (`captions`) are told when they are asked for, from the visible attributes that are stored,
+with mistakes at a stated rate; they have a version of their own, and change no stored byte.
+
+**What is to come.** The configuration `zero_shot` (more species, some of them unseen) and
 `detection` (several birds in a scene) are not drawn yet. They have configurations, and so streams,
 of their own; `Species`, `draw_bird` and `draw_scene` serve them as they are.
 """
@@ -27,6 +30,7 @@ of their own; `Species`, `draw_bird` and `draw_scene` serve them as they are.
 from fgkd_jax.data.procedural_birds.anatomy import PARTS
 from fgkd_jax.data.procedural_birds.bird import Pose, draw_bird, sample_pose
 from fgkd_jax.data.procedural_birds.builder import CONFIGS, VERSION, ProceduralBirds
+from fgkd_jax.data.procedural_birds.captions import CAPTIONS_VERSION, ERROR_RATE, tell
 from fgkd_jax.data.procedural_birds.dataset import (
     BirdSource,
     birds_folder,

@@ -52,8 +52,7 @@ CONFIGS = {
 class ProceduralBirds(tfds.core.GeneratorBasedBuilder):
     """A fine-grained world that draws itself.
 
-    Captions will be one more feature, a `Sequence` of texts, drawn from a stream of their own, in
-    a configuration of their own; nothing of what is here depends on them.
+    Captions are not stored: `examples.captions_of` tells them from `visible_attributes`.
     """
 
     VERSION = tfds.core.Version(VERSION)

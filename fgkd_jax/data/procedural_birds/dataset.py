@@ -26,8 +26,10 @@ from fgkd_jax.data.procedural_birds.builder import (
     ProceduralBirds,
     default_workers,
 )
+from fgkd_jax.data.procedural_birds.captions import caption_words
 from fgkd_jax.data.procedural_birds.records import decode_mask
 from fgkd_jax.data.procedural_birds.world import ATTRIBUTES, World
+from fgkd_jax.data.vocabulary import Vocabulary
 from fgkd_jax.errors import UserError, nearest
 
 _NAME = "procedural_birds"
@@ -166,6 +168,7 @@ def _describe(config: str, sources: dict[str, "BirdSource"]) -> DatasetInfo:
         part_names=PARTS,
         attribute_names=ATTRIBUTES,
         separating_parts=_separating_parts(world),
+        vocabulary=Vocabulary(caption_words()),
     )
 
 
@@ -212,14 +215,30 @@ class BirdSource:
         """The ids of all examples: int64[n]."""
         return np.array([examples.id_of(self.split, index) for index in range(self.size)], np.int64)
 
+    def captions(self, index: int) -> tuple[str, ...]:
+        """Returns the ten captions of an example.
+
+        Args:
+          index: which example.
+
+        Returns:
+          Ten sentences.
+        """
+        visible = self._record(index)["visible_attributes"]
+        return examples.captions_of(visible, self.split, operator.index(index))
+
     def __getitem__(self, index: int) -> Example:
-        index = operator.index(index)
-        if not 0 <= index < self.size:
-            raise IndexError(f"{self.split} has no example {index}; expected 0 to {self.size - 1}")
-        record = dict(_records(self.folder, self.split)[index])
+        record = self._record(index)
         record["name"] = record["name"].decode()
         record["mask"] = decode_mask(record["mask"])
         return record
+
+    def _record(self, index: int) -> dict[str, Any]:
+        """The stored fields of an example, image and mask as they are encoded."""
+        index = operator.index(index)
+        if not 0 <= index < self.size:
+            raise IndexError(f"{self.split} has no example {index}; expected 0 to {self.size - 1}")
+        return dict(_records(self.folder, self.split)[index])
 
 
 @functools.lru_cache(maxsize=16)

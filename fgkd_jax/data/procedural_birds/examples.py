@@ -1,8 +1,8 @@
 """One example of the data set, from (configuration, seed, split, index) alone.
 
 Other configurations have a number of their own in place of `_CLASSIFICATION`, so they can be added
-without a change to what is drawn here. Captions will be told from `DrawnExample.attributes` and
-`visible_attributes`, by a stream with a number of its own beside `_POSE`, `_SCENE` and `_BIRD`.
+without a change to what is drawn here. Captions are told from `visible_attributes` when they are
+asked for, by a stream with a number of its own beside `_POSE`, `_SCENE` and `_BIRD`.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fgkd_jax.data.procedural_birds import bird, scene
+from fgkd_jax.data.procedural_birds import bird, captions, scene
 from fgkd_jax.data.procedural_birds.canvas import Canvas
 from fgkd_jax.data.procedural_birds.streams import Stream
 from fgkd_jax.data.procedural_birds.world import GROUPS, World, make_world
@@ -24,7 +24,7 @@ NUM_SPECIES = 24
 PER_SPECIES: Mapping[str, int] = types.MappingProxyType({"train": 80, "validation": 20, "test": 40})
 _FIRST_ID = types.MappingProxyType({"train": 0, "validation": 100_000, "test": 200_000})
 _CLASSIFICATION = 1
-_POSE, _SCENE, _BIRD = 1, 2, 3
+_POSE, _SCENE, _BIRD, _CAPTIONS = 1, 2, 3, 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +86,21 @@ def label_of(index: int) -> int:
 def id_of(split: str, index: int) -> int:
     """Returns the id of a split's example."""
     return _FIRST_ID[split] + index
+
+
+def captions_of(visible_attributes: np.ndarray, split: str, index: int) -> tuple[str, ...]:
+    """Returns what ten people say of an example.
+
+    Args:
+      visible_attributes: uint8[57], those of the example.
+      split: `train`, `validation` or `test`.
+      index: which of the split's examples.
+
+    Returns:
+      Ten sentences.
+    """
+    key = (SEED, _CLASSIFICATION, _FIRST_ID[split], index, _CAPTIONS)
+    return captions.tell(visible_attributes, Stream(*key))
 
 
 def draw_example(

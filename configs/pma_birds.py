@@ -1,0 +1,64 @@
+"""fgkd train --config configs/pma_birds.py --workdir runs/pma
+
+PMA on drawn birds at 64 x 64 pixels, each with ten captions of which one is read. `:vision` looks
+at the image alone, `:text` reads the text alone, `:plain` is the same backbone without attention.
+`:student` learns from a bi-modal teacher and needs no text afterwards; its teacher is the file that
+`fgkd export --workdir runs/pma --output teacher.safetensors` writes, and is given with
+`--config.pretrained.teacher=teacher.safetensors`.
+"""
+
+from fgkd_jax.cli.bimodal_recipes import IMAGE_OPTIONS, small_text_method
+from fgkd_jax.cli.recipes import drawn_birds
+from fgkd_jax.errors import UserError, nearest
+
+METHODS = {
+    "bimodal": "pma",
+    "vision": "pma_vision",
+    "text": "pma_text",
+    "student": "pma_student",
+    "plain": "classifier",
+}
+TITLES = {
+    "bimodal": "PMA on image and one caption, 64 x 64",
+    "vision": "PMA on images alone, 64 x 64",
+    "text": "phrases of one caption alone",
+    "student": "student of PMA, image alone, 64 x 64",
+    "plain": "PMA's backbone without attention, 64 x 64",
+}
+TEXT = {"max_phrases": 6, "max_words": 4}
+
+
+def get_config(variant="bimodal"):
+    """Returns the config.
+
+    Args:
+      variant: a key of `TITLES`.
+    """
+    if variant not in TITLES:
+        raise UserError(f"pma_birds has no variant {variant!r}{nearest(variant, TITLES)}")
+    reads = variant in ("bimodal", "text", "student")
+    blocks = variant in ("bimodal", "vision")
+    figures = ["accuracy", "genus_accuracy"]
+    figures += ["accuracy_without_text", "accuracy_with_other_text"] if reads else []
+    figures += ["block_gain"] if blocks else []
+    config = drawn_birds(
+        small_text_method(METHODS[variant], learner=variant),
+        image_size=64,
+        steps=7200,
+        data={
+            **({"text": dict(TEXT)} if reads else {}),
+            "extra_keys": ("parts",) if blocks else (),
+        },
+        report={
+            "title": TITLES[variant],
+            "figures": tuple(figures),
+            "controls": ("pma_birds:plain", "pma_birds:vision", "pma_birds:text")
+            if variant == "bimodal"
+            else (),
+        },
+    )
+    if variant == "text":
+        for name in IMAGE_OPTIONS:
+            if name in config.method:
+                del config.method[name]
+    return config

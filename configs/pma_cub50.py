@@ -1,0 +1,40 @@
+"""fgkd train --config configs/pma_cub50.py --workdir runs/pma_cub50 --config.data.data_dir=CUB --config.pretrained.path=WEIGHTS
+
+PMA on images alone, with MobileNetV2 from ImageNet weights on CUB-200-2011 or a part of it, at 224
+x 224 pixels: 16 blocks of a map of 7 x 7. The early stages stay as they are. `:plain` is the same
+backbone without attention, trained alike.
+"""
+
+from fgkd_jax.cli.recipes import small_cub
+from fgkd_jax.errors import UserError, nearest
+
+TITLES = {
+    "vision": "PMA on images alone, MobileNetV2, 224 x 224",
+    "plain": "MobileNetV2 fine-tuned, 224 x 224, without stored features",
+}
+FROZEN_STAGES = 4
+
+
+def get_config(variant="vision"):
+    """Returns the config.
+
+    Args:
+      variant: a key of `TITLES`.
+    """
+    if variant not in TITLES:
+        raise UserError(f"pma_cub50 has no variant {variant!r}{nearest(variant, TITLES)}")
+    plain = variant == "plain"
+    attentive = {"name": "pma_vision", "local_features": 256, "stage_features": 128}
+    return small_cub(
+        {"name": "classifier"} if plain else attentive,
+        image_size=224,
+        rules=(
+            {"pattern": f"^backbone/stage[0-{FROZEN_STAGES - 1}]/", "frozen": True},
+            {"pattern": "^(head|classifier|attention)/", "learning_rate_scale": 10.0},
+        ),
+        every_steps=100,
+        report={
+            "title": TITLES[variant],
+            "controls": () if plain else ("pma_cub50:plain",),
+        },
+    )

@@ -15,6 +15,18 @@ from fgkd_jax.losses.contrastive_bank import (
     moco_mutual_contrastive,
     update_bank,
 )
+from fgkd_jax.losses.decoupled import (
+    DecoupledFeatures,
+    DecoupledLogits,
+    decoupled_features,
+    decoupled_logits,
+)
+from fgkd_jax.losses.detection import (
+    absolute_error,
+    sigmoid_cross_entropy,
+    sigmoid_focal,
+    smooth_l1,
+)
 from fgkd_jax.losses.distillation import (
     AggregatedTask,
     aggregated_task,

@@ -116,7 +116,7 @@ def valid_anchors(
         raise UserError(f"per_cell is {per_cell}; expected at least 1")
     cells = jnp.ceil(image_size / stride)[..., None]
     row, column = (
-        lead(jnp.arange(extent), image_size.ndim) < cells[..., axis, :]
+        _lead(jnp.arange(extent), image_size.ndim) < cells[..., axis, :]
         for axis, extent in enumerate(size)
     )
     valid = row[..., :, None] & column[..., None, :]
@@ -152,23 +152,12 @@ def inside_anchors(
             f"anchors have the shape {anchors.shape} and image_size {image_size.shape}; expected "
             "[p, 4] and [2]"
         )
-    limit = lead(image_size[::-1].astype(anchors.dtype) + border, 2)
+    limit = _lead(image_size[::-1].astype(anchors.dtype) + border, 2)
     return jnp.all((anchors[:, :2] >= -border) & (anchors[:, 2:] <= limit), axis=1)
 
 
-def lead(x: Array, rank: int) -> Array:
-    """Gives an array axes of length 1 in front.
-
-    Args:
-      x: any array.
-      rank: of the result, at least that of x.
-
-    Returns:
-      The same values.
-
-    Source:
-      NumPy's broadcasting, said out loud.
-    """
+def _lead(x: Array, rank: int) -> Array:
+    """Gives an array axes of length 1 in front."""
     return x.reshape((1,) * (rank - x.ndim) + x.shape)
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fgkd_jax.typing import Array, Float, Int
+from fgkd_jax.typing import Array, Float, Int, PyTree
 
 ROWS, COLUMNS = 8, 32
 """A window of the CPU's lowering. It is as wide as most boxes on the level they belong to."""
@@ -85,12 +85,12 @@ def axis_weights(
 
 
 def align_by_products(
-    regions: Regions, features: tuple[Array, ...], *, size: int, ratio: int
+    regions: PyTree[Array], features: tuple[Array, ...], *, size: int, ratio: int
 ) -> Float[Array, "b p oh ow c"]:
     """RoIAlign as two matrix products per level, with the weights of whole rows and columns.
 
     Args:
-      regions: boxes in cells of their level.
+      regions: a `Regions`: boxes in cells of their level.
       features: of every level `[b h w c]`.
       size: rows and columns of the result.
       ratio: samples per bin and axis, or 0.
@@ -118,12 +118,12 @@ def align_by_products(
 
 
 def transpose_by_products(
-    regions: Regions, grad: Array, *, ratio: int, sizes: tuple[tuple[int, int], ...]
+    regions: PyTree[Array], grad: Array, *, ratio: int, sizes: tuple[tuple[int, int], ...]
 ) -> tuple[Array, ...]:
     """The transpose of `align_by_products`.
 
     Args:
-      regions: boxes in cells of their level.
+      regions: a `Regions`: boxes in cells of their level.
       grad: `[b p size size c]`.
       ratio: samples per bin and axis, or 0.
       sizes: rows and columns of every level.
@@ -193,12 +193,12 @@ def _whole_weights(
 
 @partial(jax.jit, static_argnames=("size", "ratio"))
 def align_by_windows(
-    regions: Regions, features: tuple[Array, ...], *, size: int, ratio: int
+    regions: PyTree[Array], features: tuple[Array, ...], *, size: int, ratio: int
 ) -> Float[Array, "b p oh ow c"]:
     """RoIAlign box after box, reading no more of a map than a few windows. Meant for CPU.
 
     Args:
-      regions: boxes in cells of their level.
+      regions: a `Regions`: boxes in cells of their level.
       features: of every level `[b h w c]`.
       size: rows and columns of the result.
       ratio: samples per bin and axis, or 0.
@@ -241,12 +241,12 @@ def align_by_windows(
 
 @partial(jax.jit, static_argnames=("ratio", "sizes"))
 def transpose_by_windows(
-    regions: Regions, grad: Array, *, ratio: int, sizes: tuple[tuple[int, int], ...]
+    regions: PyTree[Array], grad: Array, *, ratio: int, sizes: tuple[tuple[int, int], ...]
 ) -> tuple[Array, ...]:
     """The transpose of `align_by_windows`. Meant for CPU.
 
     Args:
-      regions: boxes in cells of their level.
+      regions: a `Regions`: boxes in cells of their level.
       grad: `[b p size size c]`.
       ratio: samples per bin and axis, or 0.
       sizes: rows and columns of every level.

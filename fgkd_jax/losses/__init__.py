@@ -27,6 +27,12 @@ from fgkd_jax.losses.detection import (
     sigmoid_focal,
     smooth_l1,
 )
+from fgkd_jax.losses.detectors import (
+    HeadLosses,
+    dense_losses,
+    proposal_losses,
+    region_losses,
+)
 from fgkd_jax.losses.distillation import (
     AggregatedTask,
     aggregated_task,

@@ -1,7 +1,17 @@
 """Arrays in, arrays out: the numerical core."""
 
 from fgkd_jax.ops.anchors import base_anchors, grid_anchors, inside_anchors, valid_anchors
-from fgkd_jax.ops.assign import Assignment, Sample, assign_boxes, sample_boxes, sample_mask
+from fgkd_jax.ops.assign import (
+    RCNN_RULE,
+    RETINA_RULE,
+    RPN_RULE,
+    Assignment,
+    MatchRule,
+    Sample,
+    assign_boxes,
+    sample_boxes,
+    sample_mask,
+)
 from fgkd_jax.ops.attention import (
     detail_map,
     structure_map,
@@ -32,6 +42,18 @@ from fgkd_jax.ops.density import (
     reference_positions,
 )
 from fgkd_jax.ops.depthwise import depthwise_conv
+from fgkd_jax.ops.detection_outputs import (
+    Proposals,
+    dense_detections,
+    region_proposals,
+    roi_detections,
+)
+from fgkd_jax.ops.detection_targets import (
+    AnchorTargets,
+    RoiTargets,
+    anchor_targets,
+    roi_targets,
+)
 from fgkd_jax.ops.preprocess import color_jitter, normalize_image
 from fgkd_jax.ops.regions import RoiOptions, pyramid_levels, pyramid_roi_align, roi_align
 from fgkd_jax.ops.resample import corner_aligned_resize, separable_resample

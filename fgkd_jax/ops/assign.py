@@ -11,6 +11,32 @@ from fgkd_jax.ops.boxes import box_iou
 from fgkd_jax.typing import Array, Bool, Float, Int, Key
 
 
+class MatchRule(NamedTuple):
+    """The options of `assign_boxes` that a detector fixes: `assign_boxes(..., **rule._asdict())`.
+
+    Attributes:
+      positive: least overlap of a positive.
+      negative: overlap below which a box is background.
+      low_quality: whether an object without a good box gets its best ones.
+      min_positive: least overlap of those.
+    """
+
+    positive: float
+    negative: float
+    low_quality: bool = False
+    min_positive: float = 0.0
+
+
+RPN_RULE = MatchRule(positive=0.7, negative=0.3, low_quality=True, min_positive=0.3)
+"""Anchors of a region proposal network."""
+
+RCNN_RULE = MatchRule(positive=0.5, negative=0.5)
+"""Proposals of Fast R-CNN."""
+
+RETINA_RULE = MatchRule(positive=0.5, negative=0.4, low_quality=True)
+"""Anchors of RetinaNet."""
+
+
 class Assignment(NamedTuple):
     """What `assign_boxes` finds.
 

@@ -33,7 +33,7 @@ def test_order_and_shape_by_hand():
     np.testing.assert_allclose(height, [5, 10, 10, 20])
     np.testing.assert_allclose(base[:, :2], -base[:, 2:])
     grid = grid_anchors(base, stride=3, size=(2, 5)).reshape(2, 5, 4, 4)
-    np.testing.assert_allclose(grid[1, 4], np.asarray(base) + [12, 3, 12, 3], rtol=1e-6)
+    np.testing.assert_allclose(grid[1, 4], np.add(base, [12, 3, 12, 3]), rtol=1e-6)
 
 
 def test_rounding_is_to_even_as_torchvision_has_it():

@@ -215,7 +215,7 @@ def gaussian_mask(
     # One box at a time, then the largest: a mask per box is what each cell belongs to.
     inside = jax.vmap(
         lambda one, counts: box_mask(one, counts, stride=stride, size=size),
-        in_axes=(-2, -1),
+        in_axes=(-3, -2),
         out_axes=-3,
     )(wide[..., None, :], valid[..., None])
     height, width = (

@@ -136,7 +136,7 @@ def pyramid(seed=0, batch=2, channels=2):
         jnp.asarray(rng.normal(size=(batch, *size, channels)), jnp.float32) for size in sizes
     )
     corner = rng.uniform(0, 90, (batch, 12, 2))
-    extent = np.exp(rng.uniform(1, 6, (batch, 12, 2)))
+    extent = np.exp(rng.uniform(2.5, 6.5, (batch, 12, 2)))
     return features, jnp.asarray(np.concatenate([corner, corner + extent], 2), jnp.float32)
 
 

@@ -19,8 +19,11 @@ STRIDES = (4.0, 8.0, 16.0, 32.0)
 CHANNELS, ROI_SIZE = 256, 7
 BOXES, REGIONS = 2000, 512
 IOU_THRESHOLD = 0.7
-RATIOS = (2, 0)
-"""Samples per bin and axis; 0 is as many as the bin has cells, which torch takes box by box."""
+KINDS = ((2, False), (2, True), (0, False))
+"""Samples per bin and axis, 0 for as many as the bin has cells, and whether with gradients.
+
+Adaptive gradients are left out: torch would make a gradient of the whole map for every box.
+"""
 
 
 class Pyramid(NamedTuple):
@@ -240,26 +243,20 @@ def cases(request: Request) -> Iterator[Case]:
         ),
     )
     pyramid = random_pyramid()
-    for ratio in RATIOS:
-        for with_gradient in (False, True):
-            options = {"ratio": ratio, "with_gradient": with_gradient}
-            samples = f"{ratio} samples per bin" if ratio else "adaptive samples"
-            yield Case(
-                name=f"RoIAlign, {samples}" + (", with gradients" if with_gradient else ""),
-                sizes={
-                    "boxes": REGIONS,
-                    "levels": [list(x.shape) for x in pyramid.features],
-                    "size": ROI_SIZE,
-                    **options,
-                },
-                alternatives=tuple(
-                    _alternatives(
-                        request,
-                        partial(our_regions, pyramid, **options),
-                        partial(their_regions, pyramid, **options),
-                    )
-                ),
-            )
+    for ratio, with_gradient in KINDS:
+        options: Any = {"ratio": ratio, "with_gradient": with_gradient}
+        samples = f"{ratio} samples per bin" if ratio else "adaptive samples"
+        make = (partial(one, pyramid, **options) for one in (our_regions, their_regions))
+        yield Case(
+            name=f"RoIAlign, {samples}" + (", with gradients" if with_gradient else ""),
+            sizes={
+                "boxes": REGIONS,
+                "levels": [list(x.shape) for x in pyramid.features],
+                "size": ROI_SIZE,
+                **options,
+            },
+            alternatives=tuple(_alternatives(request, *make)),
+        )
 
 
 def _alternatives(

@@ -325,10 +325,10 @@ def _over_windows(
     shape = min(ROWS, extent[0]), min(COLUMNS, extent[1])
     one_end = region.start, region.start + size * region.bin
     low, high = jnp.minimum(*one_end), jnp.maximum(*one_end)
-    limit = jnp.array(extent, jnp.int32) - 1
+    limit = jnp.array(extent, jnp.float32) - 1.0
     # One cell on each side: samples inside the region reach no further.
-    first = jnp.clip(jnp.floor(low).astype(jnp.int32), 0, limit)
-    last = jnp.clip(jnp.floor(high).astype(jnp.int32) + 1, 0, limit)
+    first = jnp.clip(jnp.floor(low), 0.0, limit).astype(jnp.int32)
+    last = jnp.clip(jnp.floor(high) + 1.0, 0.0, limit).astype(jnp.int32)
     outside = jnp.any((high < -1.0) | (low > limit + 1.0)) | jnp.any(region.samples < 1)
     counts = (last - first) // jnp.array(shape, jnp.int32) + 1
     total = jnp.where(outside, 0, counts[0] * counts[1])

@@ -196,6 +196,9 @@ def test_a_constant_map_gives_the_constant_inside_and_zero_outside(lowering):
     found = roi_align(features, boxes, stride=4.0)
     np.testing.assert_allclose(found[0, 0], 3.0, rtol=1e-6)
     np.testing.assert_array_equal(found[0, 1:], 0.0)
+    # A box past all bounds: a bin holds too many samples to count, and the map is in one of them.
+    huge = roi_align(features, jnp.array([[[-1e11, -1e11, 1e11, 1e11]]]), stride=4.0)
+    assert np.isfinite(huge).all()
 
 
 @settings(deadline=None, max_examples=10)

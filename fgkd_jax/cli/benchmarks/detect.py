@@ -217,7 +217,7 @@ def their_regions(
         if not with_gradient:
             return (align(),)
         value = align().square().sum()
-        return value.detach(), *torch.autograd.grad(value, maps)
+        return value.detach(), *torch.autograd.grad(value, maps, materialize_grads=True)
 
     return call
 

@@ -338,6 +338,10 @@ def test_images_without_objects_have_targets_and_finite_losses():
         )
         assert losses.classes[1][0] == 1.0
         assert losses.boxes[0][0] == 0.0
+        nobody, zeros = batch.positive & False, jnp.zeros((1, 16, 4))
+        for negative, count in ((batch.negative, 17.0), (nobody, 2.0)):
+            rpn = proposal_losses(zeros[..., 0], zeros, nobody, negative, zeros)
+            assert rpn.classes[1][0] == rpn.boxes[1][0] == count
         sampled = roi_targets(
             jax.random.key(0),
             anchors,

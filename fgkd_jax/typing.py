@@ -2,14 +2,14 @@
 
 | name | meaning |
 |---|---|
-| `a` | attributes of classes |
+| `a` | attributes of classes; anchors |
 | `b` | examples of a batch |
 | `h w` | rows and columns of an image or a feature map |
 | `oh ow` | rows and columns after a resize or a convolution |
 | `c`, `ci`, `co` | channels; channels going in and coming out |
 | `kh kw` | rows and columns of a convolution kernel |
 | `k` | classes; slots of a queue |
-| `g` | groups of classes (genera) |
+| `g` | groups of classes (genera); objects of an image |
 | `n` | networks trained together; cells of a density; blocks of a feature map |
 | `s` | stages of a network |
 | `d` | dimensions of an embedding |

@@ -38,7 +38,7 @@ ALLOWED = {
 }
 NOT_IN_DATA = {"jax", "jaxlib", "flax", "optax", "orbax", "jaxtyping", "chex"}
 XLA_PADDINGS = {"SAME", "VALID"}  # names of values, not of variants
-OPTIONAL = {"torch", "torchvision", "tensorboardX", "tensorflow"}
+OPTIONAL = {"torch", "torchvision", "tensorboardX", "tensorflow", "pycocotools"}
 
 MAX_FUNCTION_LINES = 60
 MAX_FILE_LINES = 400

@@ -24,6 +24,8 @@ the ratios within each turn: above 1, ours is faster.
              against torch, torch_channels_last, torch_compile (the same network in PyTorch)
   depthwise  the lowerings of the depthwise convolution, forward and with gradients
              against torch, torch_channels_last
+  detect     suppression of 2,000 boxes, and RoIAlign of 512 over four levels, also with gradients
+             against torch
   data       the training pipeline of a config, on its data set
              against pillow (by default: the same crop and resize with Pillow)
 

@@ -12,6 +12,15 @@ from typing import Any
 
 from fgkd_jax.evaluation.bimodal import BlockEvaluator, holds_point
 from fgkd_jax.evaluation.classification import ClassificationEvaluator, label_rank
+from fgkd_jax.evaluation.coco import CocoPrecision, coco_precision, to_coco
+from fgkd_jax.evaluation.detection import (
+    ClassPrecision,
+    FoundBoxes,
+    TrueBoxes,
+    background_false_positives,
+    mean_precision,
+    voc_precision,
+)
 from fgkd_jax.evaluation.mutual import MutualEvaluator
 from fgkd_jax.evaluation.sampling import SamplingEvaluator, share_inside
 from fgkd_jax.protocols import Evaluator
@@ -58,10 +67,19 @@ EVALUATORS: Mapping[str, Callable[[Any, Collection[str], int], Evaluator]] = {
 __all__ = [
     "EVALUATORS",
     "BlockEvaluator",
+    "ClassPrecision",
     "ClassificationEvaluator",
+    "CocoPrecision",
+    "FoundBoxes",
     "MutualEvaluator",
     "SamplingEvaluator",
+    "TrueBoxes",
+    "background_false_positives",
+    "coco_precision",
     "holds_point",
     "label_rank",
+    "mean_precision",
     "share_inside",
+    "to_coco",
+    "voc_precision",
 ]

@@ -14,6 +14,24 @@ from fgkd_jax.losses.contrastive_bank import (
     update_bank,
 )
 from fgkd_jax.losses.contrastive_queue import enqueue, moco_mutual_contrastive
+from fgkd_jax.losses.decoupled import (
+    DecoupledFeatures,
+    DecoupledLogits,
+    decoupled_features,
+    decoupled_logits,
+)
+from fgkd_jax.losses.detection import (
+    absolute_error,
+    sigmoid_cross_entropy,
+    sigmoid_focal,
+    smooth_l1,
+)
+from fgkd_jax.losses.detectors import (
+    HeadLosses,
+    dense_losses,
+    proposal_losses,
+    region_losses,
+)
 from fgkd_jax.losses.distillation import (
     AggregatedTask,
     aggregated_task,

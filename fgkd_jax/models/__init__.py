@@ -2,7 +2,14 @@
 
 from fgkd_jax.models.attribute_attention import AttributeAttention, SubnetOutputs
 from fgkd_jax.models.backbones import BACKBONES, feature_shapes, make_backbone
+from fgkd_jax.models.detection_heads import (
+    DensePredictions,
+    ProposalHead,
+    RegionHead,
+    RetinaHead,
+)
 from fgkd_jax.models.discriminator import FeatureDiscriminator
+from fgkd_jax.models.feature_pyramid import FeaturePyramid
 from fgkd_jax.models.folding import merge_statistics, unfold_batch_norm
 from fgkd_jax.models.hcgnet import HCGNet
 from fgkd_jax.models.heads import LinearHead, ProjectionHead

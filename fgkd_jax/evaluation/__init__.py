@@ -2,16 +2,25 @@
 
 `EVALUATORS` maps a method's task to a function that makes the evaluator which reads its
 predictions: `make(info, extra_keys, networks)`, `info` describing the data set (`num_classes`,
-`groupings`, `separating_parts`), `extra_keys` naming the annotations that batches carry, and
-`networks` counting the networks that a method trains together.
+`groupings`, `separating_parts`, `descriptions`, `splits`), `extra_keys` naming the annotations that
+batches carry, and `networks` counting the networks that a method trains together.
 """
 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from fgkd_jax.errors import UserError
 from fgkd_jax.evaluation.classification import ClassificationEvaluator, label_rank
 from fgkd_jax.evaluation.mutual import MutualEvaluator
 from fgkd_jax.evaluation.sampling import SamplingEvaluator, share_inside
+from fgkd_jax.evaluation.seen_unseen import (
+    Decisions,
+    SeenUnseenCurve,
+    choose_offset,
+    decisions,
+    seen_unseen_curve,
+)
+from fgkd_jax.evaluation.zero_shot import ZeroShotEvaluator
 from fgkd_jax.protocols import Evaluator
 
 
@@ -35,17 +44,39 @@ def _mutual(info: Any, extra_keys: Collection[str], networks: int) -> MutualEval
     return MutualEvaluator(_classification(info, extra_keys), networks=networks)
 
 
+def _zero_shot(info: Any, extra_keys: Collection[str], networks: int) -> ZeroShotEvaluator:
+    del extra_keys, networks
+    if info.descriptions is None:
+        raise UserError(
+            f"{info.name} says nothing of its classes; expected a data set with class attributes "
+            "and unseen classes"
+        )
+    return ZeroShotEvaluator(
+        seen=tuple(info.descriptions.seen.tolist()),
+        class_names=info.class_names,
+        # Several splits may be evaluated together.
+        capacity=sum(info.splits.values()),
+    )
+
+
 EVALUATORS: Mapping[str, Callable[[Any, Collection[str], int], Evaluator]] = {
     "classification": _classification,
     "sampled_classification": _sampling,
     "mutual_classification": _mutual,
+    "zero_shot": _zero_shot,
 }
 
 __all__ = [
     "EVALUATORS",
     "ClassificationEvaluator",
+    "Decisions",
     "MutualEvaluator",
     "SamplingEvaluator",
+    "SeenUnseenCurve",
+    "ZeroShotEvaluator",
+    "choose_offset",
+    "decisions",
     "label_rank",
+    "seen_unseen_curve",
     "share_inside",
 ]

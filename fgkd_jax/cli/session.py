@@ -15,7 +15,7 @@ from fgkd_jax.cli.experiment import Experiment
 from fgkd_jax.cli.feature_cache import cached_feed
 from fgkd_jax.cli.weights import say, weight_hashes, weights_overlay
 from fgkd_jax.cli.workdir import CHECKPOINT_FOLDER, LEFT_OUT_FILE, read_json, write_json
-from fgkd_jax.data.base import Dataset, labels_and_ids
+from fgkd_jax.data.base import Dataset, DatasetInfo, labels_and_ids
 from fgkd_jax.data.class_groups import class_groups
 from fgkd_jax.data.options import DataOptions
 from fgkd_jax.data.pipeline import (
@@ -25,6 +25,7 @@ from fgkd_jax.data.pipeline import (
     train_iterator,
 )
 from fgkd_jax.data.registry import open_dataset
+from fgkd_jax.data.word_vectors import with_word_vectors
 from fgkd_jax.errors import UserError, nearest
 from fgkd_jax.evaluation import EVALUATORS
 from fgkd_jax.protocols import IndexedMethod, Method
@@ -128,6 +129,24 @@ class PipelineFeed:
         return batches
 
 
+def batch_spec(info: DatasetInfo, options: DataOptions, *, batch_size: int) -> Batch:
+    """Describes a training batch of a data set, of images or of features.
+
+    Args:
+      info: says whether there are features, and of which shape.
+      options: says how large an image is.
+      batch_size: examples of a global batch.
+
+    Returns:
+      `jax.ShapeDtypeStruct` by key.
+    """
+    spec = image_spec(options, batch_size=batch_size)
+    if info.feature_shape is None:
+        return spec
+    features = jax.ShapeDtypeStruct((batch_size, *info.feature_shape), np.dtype(info.feature_dtype))
+    return {"features": features, **{key: spec[key] for key in ("label", "id", "mask")}}
+
+
 def image_spec(options: DataOptions, *, batch_size: int) -> Batch:
     """Describes a training batch of images with labels.
 
@@ -192,9 +211,9 @@ def open_run(experiment: Experiment, *, dataset: Dataset) -> Run:
         number of classes, or there is no such file of weights.
     """
     info = dataset.info
-    if experiment.report.split not in info.splits:
-        split = experiment.report.split
-        raise UserError(f"report.split is '{split}'{nearest(split, info.splits)}")
+    for split in experiment.report.split.split("+"):
+        if split not in info.splits:
+            raise UserError(f"report.split is '{split}'{nearest(split, info.splits)}")
     method = method_for(experiment, dataset)
     train = experiment.train
     evaluator = EVALUATORS[method.task](
@@ -220,7 +239,7 @@ def open_run(experiment: Experiment, *, dataset: Dataset) -> Run:
         evaluator=evaluator,
         feed=images,
         meta_feed=partial(images.train, split="meta") if experiment.data.meta_fraction else None,
-        spec=image_spec(experiment.data, batch_size=train.batch_size),
+        spec=batch_spec(info, experiment.data, batch_size=train.batch_size),
         mesh=make_mesh(experiment.mesh),
         train=train,
         optimizer=experiment.optim,
@@ -229,7 +248,10 @@ def open_run(experiment: Experiment, *, dataset: Dataset) -> Run:
         constants=_constants(method, dataset),
         validation="validation" if "validation" in dataset.info.splits else None,
         metadata={
-            "data fingerprint": dataset.info.fingerprint,
+            **(
+                {"backbone of the features": info.feature_backbone} if info.feature_backbone else {}
+            ),
+            "data fingerprint": info.fingerprint,
             **hashes,
         },
     )
@@ -306,7 +328,10 @@ def open_data(experiment: Experiment) -> Dataset:
       The data set; drawn first where it is one that the project draws itself.
     """
     options = experiment.data
-    return divide_train(open_dataset(options.dataset, data_dir=options.data_dir), options)
+    dataset = open_dataset(options.dataset, data_dir=options.data_dir)
+    if options.word_vectors:
+        dataset = with_word_vectors(dataset, options.word_vectors)
+    return divide_train(dataset, options)
 
 
 def check_batches(experiment: Experiment, dataset: Dataset) -> None:

@@ -20,11 +20,19 @@ import numpy as np
 from absl import flags, logging
 
 from fgkd_jax.data import transforms
-from fgkd_jax.data.base import CorruptImageError, Dataset, DatasetInfo, Example, Source
+from fgkd_jax.data.base import (
+    CorruptImageError,
+    Dataset,
+    DatasetInfo,
+    Example,
+    Source,
+    split_source,
+)
 from fgkd_jax.data.class_groups import ClassGroups, class_groups
 from fgkd_jax.data.holdout import holdout
 from fgkd_jax.data.images import configure_opencv, decode
 from fgkd_jax.data.options import DataOptions, check_value, eval_transform, train_transform
+from fgkd_jax.data.zero_shot import hold_out_classes
 from fgkd_jax.errors import UserError, nearest
 
 Batch = dict[str, np.ndarray]
@@ -68,15 +76,27 @@ def divide_train(dataset: Dataset, options: DataOptions) -> Dataset:
     """Divides the training split of a data set as the options ask.
 
     Each division is by `holdout`, one after the other: first `validation`, where the data set has
-    no such split of its own, then `meta`, then what `train_fraction` leaves unused.
+    no such split of its own, then `meta`, then what `train_fraction` leaves unused. With
+    `validation_classes` the first is by `hold_out_classes`, and only seen classes are left.
 
     Args:
       dataset: any.
-      options: `validation_fraction`, `validation_seed`, `meta_fraction` and `train_fraction` count.
+      options: `validation_fraction`, `validation_classes`, `validation_seed`, `meta_fraction` and
+        `train_fraction` count.
 
     Returns:
       The data set with smaller `train`; itself when nothing is asked for, or it is divided already.
+
+    Raises:
+      UserError: classes cannot be held out of this data set.
     """
+    if options.validation_classes and "validation" not in dataset.info.splits:
+        dataset = hold_out_classes(
+            dataset,
+            classes=options.validation_classes,
+            fraction=options.validation_fraction,
+            seed=options.validation_seed,
+        )
     shares = {
         "validation": options.validation_fraction,
         "meta": options.meta_fraction,
@@ -146,6 +166,10 @@ def train_iterator(
             source, dataset.info, batch_size=batch_size, images_per_class=size, seed=seed
         )
         stream = grain.MapDataset.range(sys.maxsize).seed(seed)
+    if dataset.info.feature_shape is not None and options.views > 1:
+        raise UserError(
+            f"views is {options.views}, but {dataset.info.name} has features; expected 1"
+        )
     geometry = train_transform(options, dataset.info)
     load = _Loader(source, dataset.info, options, geometry, groups, options.views)
     # Batches come before the slice, so that a process takes whole blocks of consecutive rows.
@@ -171,7 +195,8 @@ def eval_iterator(
 
     Args:
       dataset: has the split.
-      split: one of the data set's, or "validation" when the options hold one out.
+      split: one of the data set's, or "validation" when the options hold one out; several with "+"
+        between them are read one after another.
       options: geometry, validation split, threads.
       batch_size: of the global batch.
       process_index: which process this is.
@@ -264,6 +289,8 @@ class _Loader:
             raise UserError(
                 f"image {name}: label is {label}; expected 0 to {self.info.num_classes - 1}"
             )
+        if "features" in example:
+            return self._features(example, label)
         image = decode(example["image"], name)
         if "mask" in example and example["mask"].shape != image.shape[:2]:
             raise UserError(
@@ -282,9 +309,29 @@ class _Loader:
             row["other_views"] = np.stack(others)
         return row
 
+    def _features(self, example: Example, label: int) -> Example:
+        """A row of features that were computed before; no geometry applies to them."""
+        features, info = example["features"], self.info
+        if features.shape != info.feature_shape or features.dtype != info.feature_dtype:
+            raise UserError(
+                f"example {example['name']}: features are {features.dtype}{list(features.shape)}; "
+                f"expected {info.feature_dtype}{list(info.feature_shape or ())}"
+            )
+        row = {"features": features, "label": label, "id": int(example["id"])}
+        for key in self.options.extra_keys:
+            if key not in example:
+                raise UserError(f"example {example['name']}: has no {key!r}{nearest(key, example)}")
+            row[key] = example[key]
+        return row
+
     @functools.cached_property
     def _empty(self) -> Example:
         """A row that is masked out; extra keys take their shapes from the first good example."""
+        shape = self.info.feature_shape
+        if shape is not None:
+            empty = {"features": np.zeros(shape, self.info.feature_dtype), "label": 0, "id": -1}
+            extra = self._load(0, np.random.default_rng(0)) if self.options.extra_keys else {}
+            return {key: np.zeros_like(value) for key, value in extra.items()} | empty
         empty = {"image": np.zeros((*self.options.size, 3), np.uint8), "label": 0, "id": -1}
         if not self.options.extra_keys:
             return empty
@@ -300,14 +347,14 @@ class _Loader:
 
 def _eval_source(dataset: Dataset, split: str, options: DataOptions) -> tuple[Source, DatasetInfo]:
     """The examples of a split; `train` and `validation` are what the options make of them."""
-    if split in ("train", "validation", "meta", "unused"):
+    if {"train", "validation", "meta", "unused"} & set(split.split("+")):
         dataset = divide_train(dataset, options)
     if split == "validation" and split not in dataset.info.splits:
         raise UserError(
             f"{dataset.info.name} has no split 'validation' and validation_fraction is 0; "
             "expected a fraction of 'train' to hold out"
         )
-    return dataset.source(split), dataset.info
+    return split_source(dataset, split), dataset.info
 
 
 def _collate(rows: list[Example]) -> dict[str, Any]:

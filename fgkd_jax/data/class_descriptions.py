@@ -23,6 +23,8 @@ class ClassDescriptions:
       word_vectors: float32 [a, v], an embedding of each attribute's name; None where there is none.
       held_out: bool [k], seen classes that the authors of the splits keep for validation; None
         where they name none.
+      attribute_parts: int32 [a], row of `parts` of an example at which each attribute shows, -1 for
+        none in particular; None where that is not known.
     """
 
     class_names: tuple[str, ...]
@@ -31,6 +33,7 @@ class ClassDescriptions:
     attribute_names: tuple[str, ...] = ()
     word_vectors: np.ndarray | None = field(default=None)
     held_out: np.ndarray | None = field(default=None)
+    attribute_parts: np.ndarray | None = field(default=None)
 
     def __post_init__(self) -> None:
         classes = len(self.class_names)
@@ -56,6 +59,11 @@ class ClassDescriptions:
                 f"{classes} classes"
             )
         count = self.attributes.shape[1]
+        if self.attribute_parts is not None and self.attribute_parts.shape != (count,):
+            raise UserError(
+                f"attribute_parts has shape {self.attribute_parts.shape}; expected one part for "
+                f"each of {count} attributes"
+            )
         if self.attribute_names and len(self.attribute_names) != count:
             raise UserError(f"{len(self.attribute_names)} attribute names for {count} attributes")
         vectors = self.word_vectors
@@ -149,7 +157,7 @@ def save_descriptions(path: str | PathLike[str], described: ClassDescriptions) -
         "attributes": described.attributes,
         "seen": described.seen,
     }
-    for name in ("word_vectors", "held_out"):
+    for name in ("word_vectors", "held_out", "attribute_parts"):
         if getattr(described, name) is not None:
             arrays[name] = getattr(described, name)
     np.savez(path, **arrays)  # type: ignore[arg-type]

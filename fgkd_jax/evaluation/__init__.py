@@ -12,6 +12,7 @@ from typing import Any
 from fgkd_jax.errors import UserError
 from fgkd_jax.evaluation.classification import ClassificationEvaluator, label_rank
 from fgkd_jax.evaluation.mutual import MutualEvaluator
+from fgkd_jax.evaluation.ridge import REGULARISERS, AttributeRidge, fit_ridges
 from fgkd_jax.evaluation.sampling import SamplingEvaluator, share_inside
 from fgkd_jax.evaluation.seen_unseen import (
     Decisions,
@@ -19,6 +20,7 @@ from fgkd_jax.evaluation.seen_unseen import (
     choose_offset,
     decisions,
     seen_unseen_curve,
+    zero_shot_figures,
 )
 from fgkd_jax.evaluation.zero_shot import ZeroShotEvaluator
 from fgkd_jax.protocols import Evaluator
@@ -68,6 +70,8 @@ EVALUATORS: Mapping[str, Callable[[Any, Collection[str], int], Evaluator]] = {
 
 __all__ = [
     "EVALUATORS",
+    "REGULARISERS",
+    "AttributeRidge",
     "ClassificationEvaluator",
     "Decisions",
     "MutualEvaluator",
@@ -76,7 +80,9 @@ __all__ = [
     "ZeroShotEvaluator",
     "choose_offset",
     "decisions",
+    "fit_ridges",
     "label_rank",
     "seen_unseen_curve",
     "share_inside",
+    "zero_shot_figures",
 ]

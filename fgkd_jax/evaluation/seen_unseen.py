@@ -310,3 +310,33 @@ def choose_offset(curve: SeenUnseenCurve) -> float:
     harmonic = curve.harmonic
     best = np.flatnonzero(harmonic >= harmonic.max() - 1e-12)
     return float(curve.offsets[best[np.argmin(np.abs(curve.offsets[best]))]])
+
+
+def zero_shot_figures(found: Decisions, *, offset: float = 0.0) -> dict[str, float]:
+    """Computes every figure of zero-shot recognition; `ZeroShotEvaluator` has the table of them.
+
+    Args:
+      found: the decisions.
+      offset: added to the scores of unseen classes for the `calibrated_` figures, which are left
+        out at 0.
+
+    Returns:
+      Figures by name, without those that need a group of which there is no image.
+    """
+    figures = {"zero_shot_accuracy": conventional(found)}
+    for prefix, value in {"": 0.0, **({"calibrated_": offset} if offset else {})}.items():
+        names = ("seen_accuracy", "unseen_accuracy", "harmonic_mean")
+        figures |= {
+            f"{prefix}{name}": figure
+            for name, figure in zip(names, generalised(found, offset=value), strict=True)
+        }
+    if found.of_unseen.any() and not found.of_unseen.all():
+        curve = seen_unseen_curve(found)
+        best = choose_offset(curve)
+        figures |= {
+            "best_harmonic_mean": generalised(found, offset=best)[2],
+            "best_offset": best,
+            "ausuc": curve.area,
+        }
+    known = {name: value for name, value in figures.items() if not np.isnan(value)}
+    return {**known, "examples": len(found.labels)}

@@ -14,11 +14,9 @@ from fgkd_jax.evaluation.seen_unseen import (
     Decisions,
     SeenUnseenCurve,
     check_classes,
-    choose_offset,
-    conventional,
     difference,
-    generalised,
     seen_unseen_curve,
+    zero_shot_figures,
 )
 from fgkd_jax.typing import Array, Batch, Float, Int, Leaf
 
@@ -200,27 +198,7 @@ class ZeroShotEvaluator:
         Raises:
           UserError: as `decisions`.
         """
-        found = self.decisions(counts)
-        figures = {"zero_shot_accuracy": conventional(found)}
-        for prefix, offset in (("", 0.0), ("calibrated_", self.offset)):
-            if prefix and not self.offset:
-                continue
-            s, u, h = generalised(found, offset=offset)
-            figures |= {
-                f"{prefix}seen_accuracy": s,
-                f"{prefix}unseen_accuracy": u,
-                f"{prefix}harmonic_mean": h,
-            }
-        if found.of_unseen.any() and not found.of_unseen.all():
-            curve = seen_unseen_curve(found)
-            best = choose_offset(curve)
-            figures |= {
-                "best_harmonic_mean": generalised(found, offset=best)[2],
-                "best_offset": best,
-                "ausuc": curve.area,
-            }
-        known = {name: value for name, value in figures.items() if not np.isnan(value)}
-        return {**known, "examples": len(found.labels)}
+        return zero_shot_figures(self.decisions(counts), offset=self.offset)
 
     def _classes(self, *, seen: bool) -> np.ndarray:
         return np.flatnonzero(np.array(self.seen) == seen)

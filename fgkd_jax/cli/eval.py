@@ -58,8 +58,8 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
     Raises:
       UserError: the workdir holds no run or no checkpoint, or there is no such split.
     """
-    from fgkd_jax.cli import curves, results, session
-    from fgkd_jax.evaluation import ZeroShotEvaluator
+    from fgkd_jax.cli import curves, results
+    from fgkd_jax.evaluation import ZeroShotEvaluator, calibrated
 
     if arguments:
         raise UserError(f"fgkd eval takes no argument '{arguments[0]}'; see fgkd eval --help")
@@ -68,7 +68,7 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
     split = get(values, "split") or restored.experiment.report.split
     trainer = restored.trainer
     if get(values, "unseen_offset") is not None:
-        evaluator = session.calibrated(trainer.run.evaluator, offset=get(values, "unseen_offset"))
+        evaluator = calibrated(trainer.run.evaluator, offset=get(values, "unseen_offset"))
         trainer.run = dataclasses.replace(trainer.run, evaluator=evaluator)
     curve = get(values, "curve")
     if curve and not isinstance(trainer.run.evaluator, ZeroShotEvaluator):

@@ -59,8 +59,8 @@ class ReportOptions:
       paper: the published figure, with its data, or why there is none.
       split: what is evaluated at the end of a run.
       figures: the evaluator's figures in the row, in order.
-      unseen_offset: added to the scores of unseen classes for the figures `calibrated_...` of
-        zero-shot recognition: the `best_offset` of a run with `data.validation_classes`. 0 for none.
+      unseen_offset: added to the scores of unseen classes for the figures `calibrated_...`, the
+        `best_offset` of a run with `data.validation_classes`; 0 reports no such figures.
       checkpoint: which checkpoint the row is about: the last one, or the one that was best on the
         validation split.
       controls: configs, with `:ARGUMENT` where they take one, that `fgkd reproduce` runs as well.

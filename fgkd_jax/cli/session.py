@@ -27,8 +27,8 @@ from fgkd_jax.data.pipeline import (
 from fgkd_jax.data.registry import open_dataset
 from fgkd_jax.data.word_vectors import with_word_vectors
 from fgkd_jax.errors import UserError, nearest
-from fgkd_jax.evaluation import EVALUATORS, ZeroShotEvaluator
-from fgkd_jax.protocols import Evaluator, IndexedMethod, Method
+from fgkd_jax.evaluation import EVALUATORS, calibrated
+from fgkd_jax.protocols import IndexedMethod, Method
 from fgkd_jax.train.checkpoint import Checkpointer
 from fgkd_jax.train.loop import Feed, Run, Trainer
 from fgkd_jax.train.sharding import make_mesh
@@ -257,26 +257,6 @@ def open_run(experiment: Experiment, *, dataset: Dataset) -> Run:
             **hashes,
         },
     )
-
-
-def calibrated(evaluator: Evaluator, *, offset: float) -> Evaluator:
-    """Lets an evaluator report figures at an offset as well.
-
-    Args:
-      evaluator: of zero-shot recognition.
-      offset: added to the scores of unseen classes.
-
-    Returns:
-      The evaluator.
-
-    Raises:
-      UserError: it knows no unseen classes, or the offset is not finite.
-    """
-    if not isinstance(evaluator, ZeroShotEvaluator):
-        raise UserError(
-            f"unseen_offset is {offset}, but the task has no unseen classes; expected 0"
-        )
-    return dataclasses.replace(evaluator, offset=offset)
 
 
 def _check_meta(experiment: Experiment, method: Method) -> None:

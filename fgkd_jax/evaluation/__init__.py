@@ -22,7 +22,7 @@ from fgkd_jax.evaluation.seen_unseen import (
     seen_unseen_curve,
     zero_shot_figures,
 )
-from fgkd_jax.evaluation.zero_shot import ZeroShotEvaluator
+from fgkd_jax.evaluation.zero_shot import ZeroShotEvaluator, calibrated
 from fgkd_jax.protocols import Evaluator
 
 
@@ -78,6 +78,7 @@ __all__ = [
     "SamplingEvaluator",
     "SeenUnseenCurve",
     "ZeroShotEvaluator",
+    "calibrated",
     "choose_offset",
     "decisions",
     "fit_ridges",

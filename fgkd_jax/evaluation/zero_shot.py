@@ -18,6 +18,7 @@ from fgkd_jax.evaluation.seen_unseen import (
     seen_unseen_curve,
     zero_shot_figures,
 )
+from fgkd_jax.protocols import Evaluator
 from fgkd_jax.typing import Array, Batch, Float, Int, Leaf
 
 
@@ -202,6 +203,24 @@ class ZeroShotEvaluator:
 
     def _classes(self, *, seen: bool) -> np.ndarray:
         return np.flatnonzero(np.array(self.seen) == seen)
+
+
+def calibrated(evaluator: Evaluator, *, offset: float) -> Evaluator:
+    """Lets an evaluator report figures at an offset as well.
+
+    Args:
+      evaluator: of zero-shot recognition.
+      offset: added to the scores of unseen classes.
+
+    Returns:
+      The evaluator.
+
+    Raises:
+      UserError: it knows no unseen classes, or the offset is not finite.
+    """
+    if not isinstance(evaluator, ZeroShotEvaluator):
+        raise UserError(f"unseen_offset is {offset}, but there are no unseen classes; expected 0")
+    return dataclasses.replace(evaluator, offset=offset)
 
 
 def _best(

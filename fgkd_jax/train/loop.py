@@ -214,27 +214,11 @@ class Trainer:
         )
 
     def evaluate(self, state: TrainState, split: str) -> dict[str, float]:
-        """Evaluates a state on every example of a split.
-
-        Args:
-          state: the state.
-          split: name of the split.
-
-        Returns:
-          The evaluator's figures.
-        """
+        """Returns the evaluator's figures of a state on every example of a split, by name."""
         return self.run.evaluator.finalise(self.count(state, split))
 
     def count(self, state: TrainState, split: str) -> PyTree:
-        """Runs a state over every example of a split.
-
-        Args:
-          state: the state.
-          split: name of the split.
-
-        Returns:
-          The evaluator's counts.
-        """
+        """Runs a state over every example of a split; `evaluate` makes figures of these counts."""
         counts = jax.device_put(self.run.evaluator.empty(), replicated(self.run.mesh))
         with contextlib.closing(self.run.feed.evaluation(split)) as batches:
             for batch in batches:

@@ -124,12 +124,12 @@ def read_split(root: Path) -> tuple[dict[str, str], dict[str, int], Path]:
             described, rows, labels, files = xlsa17.read_splits(place)
             path = place / f"{xlsa17.SPLITS}.mat"
             split_of, label_of, _ = _by_name(rows, labels, files, path)
-            match_names(
-                sorted(label_of, key=label_of.__getitem__),
-                [described.class_names[c] for c in sorted(label_of.values())],
-                our_source=f"{xlsa17.FEATURES}'s image files",
-                their_source=str(path),
-            )
+            for folder, label in sorted(label_of.items(), key=lambda one: one[1]):
+                if described.class_names[label] != folder:
+                    raise UserError(
+                        f"class {label} of {path} is {described.class_names[label]!r}; expected "
+                        f"{folder!r}, as the images of that label are in"
+                    )
             return split_of, label_of, path
     looked = ", ".join(map(str, places(root)))
     raise UserError(
@@ -169,7 +169,11 @@ def _by_name(
                 f"{path}: image {name} has label {label}; expected {known[0]} as others of its "
                 f"folder, and no label of {known[1]!r}"
             )
-    split_of = {short[i]: split for split, index in rows.items() for i in index}
+    split_of: dict[str, str] = {}
+    for split, index in rows.items():
+        for name in (short[i] for i in index):
+            if split_of.setdefault(name, split) != split:
+                raise UserError(f"{path}: image {name} is in {split_of[name]} and in {split}")
     return split_of, label_of, path
 
 

@@ -191,8 +191,9 @@ def _separating_parts(world: World) -> tuple[tuple[int, ...], ...]:
 
 @dataclasses.dataclass(frozen=True)
 class BirdSource:
-    """One split, by index; example i is the one that `draw_example(split, i)` draws (of
-    `zero_shot`, `draw_zero_shot`).
+    """One split, by index.
+
+    Example i is the one that `draw_example(split, i)` draws, of `zero_shot` `draw_zero_shot`.
 
     Attributes:
       folder: where the configuration is kept.

@@ -181,8 +181,8 @@ _FEATURES = _from_files(lambda _, data_dir: feature_folder.inspect(data_dir), fe
 def _check_features(name: str, data_dir: str | None) -> Report:
     """Checks features, and that no file of them has changed."""
     report = _FEATURES.check(name, data_dir)
-    if report.ok:
-        report.problems += feature_folder.verify(data_dir or default_data_dir())
+    if report.lines:  # it could be opened
+        report.problems[:0] = feature_folder.verify(data_dir or default_data_dir())
     return report
 
 

@@ -268,7 +268,7 @@ def _write_split(
     if done == size:
         return
     bar = tqdm(total=size, initial=done, desc=f"features of {split}", unit=" images")
-    rows: list[dict[str, np.ndarray]] = []
+    rows: list[dict[str, Any]] = []
     with bar, contextlib.closing(_batches(extractor, dataset, split, experiment, done)) as batches:
         for batch in batches:
             for i, there in enumerate(batch["mask"]):

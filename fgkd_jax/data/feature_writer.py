@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -63,7 +64,7 @@ class FeatureWriter:
         """
         return self._stops[split]
 
-    def write(self, split: str, rows: Sequence[Mapping[str, np.ndarray]], *, stop: int) -> None:
+    def write(self, split: str, rows: Sequence[Mapping[str, Any]], *, stop: int) -> None:
         """Writes one shard; it is there whole or not at all.
 
         Args:
@@ -98,7 +99,7 @@ class FeatureWriter:
 
 
 def _write_records(
-    path: Path, rows: Sequence[Mapping[str, np.ndarray]], identity: FeatureIdentity
+    path: Path, rows: Sequence[Mapping[str, Any]], identity: FeatureIdentity
 ) -> None:
     from array_record.python.array_record_module import ArrayRecordWriter
 

@@ -94,9 +94,8 @@ def test_it_reads_back_as_a_data_set(folder, zero_shot):
     assert batch["features"].shape == (4, *SHAPE)
     assert batch["features"].dtype == np.float16
     assert batch["parts"].shape == (4, 2, 3)
-    last = list(eval_iterator(dataset, "test", DataOptions(extra_keys=("parts",)), batch_size=2))[
-        -1
-    ]
+    options = DataOptions(extra_keys=("parts",))
+    *_, last = eval_iterator(dataset, "test", options, batch_size=2)
     assert last["mask"].tolist() == [True, False]
     assert last["id"].tolist()[1] == -1
     assert check_dataset("features", data_dir=str(folder)).ok

@@ -14,6 +14,7 @@ import cv2
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from fgkd_jax.cli import features as command
 from fgkd_jax.cli.config import load_config
@@ -362,3 +363,27 @@ def test_the_picture_of_a_curve():
     filled = (picture == FILL).all(-1).sum() + (picture == LINE).all(-1).sum()
     # The area of the unit square is SIDE pixels squared; grid lines and the mark cover some of it.
     assert filled / SIDE**2 == pytest.approx(curve.area, abs=0.05)
+
+
+def test_stored_features_of_photographs_differ_by_the_resize_alone(shared):
+    """With Pillow's filter and the ranges of the quantised network, ours are the stored ones."""
+    folder = shared / "data" / "mobilenet_v2"
+    weights = f"--config.pretrained.path={folder / 'imagenet.npz'}"
+    with np.load(folder / "cub50_features_imagenet.npz") as file:
+        rows, pooled = file["f320_q_rows"][:3], file["pooled1280"]
+        step = float(file["f320_scale"])
+        regions = (file["f320_q"][:3].astype(np.float32) - float(file["f320_zero"])) * step
+    lines = (shared / "data" / "cub50" / "images.txt").read_text().splitlines()
+    images = []
+    for row in rows:
+        with Image.open(shared / "data" / "cub50" / "images" / lines[row].split()[1]) as image:
+            images.append(np.asarray(image.convert("RGB").resize((224, 224), Image.BILINEAR)))
+    clamps = "--config.method.backbone.activation_clamps=True"
+    experiment = load_config("classify_cub50", [weights, clamps])
+    found = {}
+    for stage in (4, 5):
+        extractor = command.Extractor.of(experiment, stage=stage)
+        extractor.load()
+        found[stage] = np.asarray(extractor(extractor.variables, jnp.stack(images)))
+    np.testing.assert_allclose(found[5].mean((1, 2)), pooled[rows], atol=3e-3)
+    np.testing.assert_allclose(found[4].transpose(0, 3, 1, 2), regions, atol=0.51 * step + 5e-3)

@@ -11,6 +11,7 @@ import time
 from typing import Any, ClassVar
 
 import cv2
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -384,6 +385,7 @@ def test_stored_features_of_photographs_differ_by_the_resize_alone(shared):
     for stage in (4, 5):
         extractor = command.Extractor.of(experiment, stage=stage)
         extractor.load()
-        found[stage] = np.asarray(extractor(extractor.variables, jnp.stack(images)))
+        compute = jax.jit(extractor.__call__)
+        found[stage] = np.asarray(compute(extractor.variables, jnp.stack(images)))
     np.testing.assert_allclose(found[5].mean((1, 2)), pooled[rows], atol=3e-3)
     np.testing.assert_allclose(found[4].transpose(0, 3, 1, 2), regions, atol=0.51 * step + 5e-3)

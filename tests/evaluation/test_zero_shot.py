@@ -16,6 +16,7 @@ from fgkd_jax.errors import UserError
 from fgkd_jax.evaluation import EVALUATORS, ZeroShotEvaluator
 from fgkd_jax.evaluation.seen_unseen import (
     Decisions,
+    SeenUnseenCurve,
     choose_offset,
     conventional,
     decisions,
@@ -148,6 +149,12 @@ class TestOffsets:
             scores + np.array([0, 3.5]), np.array([0, 1]), seen=np.array([True, False])
         )
         assert choose_offset(seen_unseen_curve(found)) == pytest.approx(-3.0)
+
+    def test_of_two_best_points_the_nearer_to_no_offset(self):
+        seen, unseen = np.array([0.6, 0.5, 0.4, 0.0]), np.array([0.4, 0.1, 0.6, 0.7])
+        for shift, expected in ((0.0, 1.0), (3.5, -1.0)):
+            offsets = np.array([-4.5, -2.0, 1.0, 2.0]) + shift
+            assert choose_offset(SeenUnseenCurve(offsets, seen, unseen)) == expected
 
     def test_ties_go_to_the_first_class_as_in_argmax(self):
         scores = np.zeros((4, 6), np.float32)

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
+from fgkd_jax.cli.batch_spec import image_spec
 from fgkd_jax.cli.config import config_folder, find_config, load_config
 from fgkd_jax.cli.experiment import experiment_to_dict, parse_experiment
-from fgkd_jax.cli.session import image_spec
 from fgkd_jax.errors import UserError
 from fgkd_jax.protocols import split_variables
 from fgkd_jax.train.init import abstract_variables

@@ -13,8 +13,10 @@ corrupt, with where to get it; the exit status is 1 when something is.
   fgkd data build procedural_birds/classification
   fgkd data check cub200_2011 --data_dir /data/CUB_200_2011
 
-data sets: procedural_birds/classification, cub200_2011, cifar10, cifar100, image_folder, and
-tfds/NAME for those that TensorFlow Datasets prepares (cars196, i_naturalist2017, ...).
+data sets: procedural_birds/classification, procedural_birds/zero_shot, cub200_2011,
+cub200_2011/zero_shot, cifar10, cifar100, image_folder, xlsa17/NAME (SUN, CUB, AWA2), features (what
+fgkd features wrote), and tfds/NAME for those that TensorFlow Datasets prepares (cars196,
+i_naturalist2017, ...).
 """
 
 

@@ -1,5 +1,6 @@
 """`fgkd eval`: evaluates a checkpoint of a run."""
 
+import dataclasses
 import json
 
 from absl import flags
@@ -13,6 +14,12 @@ checkpoint is evaluated unless --checkpoint=best asks for the one that was best 
 
   fgkd eval --workdir runs/birds
   fgkd eval --workdir runs/birds --split validation --checkpoint best --json
+
+Several splits with "+" between them are evaluated as one. With unseen classes, --curve draws
+accuracy on seen classes over accuracy on unseen ones at all offsets, and --unseen_offset adds the
+figures at one of them, chosen on validation classes:
+
+  fgkd eval --workdir runs/msdn --split test_seen+test_unseen --unseen_offset 0.8 --curve su.png
 """
 
 
@@ -25,6 +32,15 @@ def define(values: flags.FlagValues) -> None:
     define_run(values)
     flags.DEFINE_string(
         "split", None, "split; the one the config reports by default", flag_values=values
+    )
+    flags.DEFINE_float(
+        "unseen_offset",
+        None,
+        "added to the scores of unseen classes; that of the config by default",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "curve", None, "PNG file of the seen-unseen accuracy curve", flag_values=values
     )
     flags.DEFINE_boolean("json", False, "print JSON instead of a table", flag_values=values)
 
@@ -42,14 +58,26 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
     Raises:
       UserError: the workdir holds no run or no checkpoint, or there is no such split.
     """
-    from fgkd_jax.cli import results
+    from fgkd_jax.cli import curves, results
+    from fgkd_jax.evaluation import ZeroShotEvaluator, calibrated
 
     if arguments:
         raise UserError(f"fgkd eval takes no argument '{arguments[0]}'; see fgkd eval --help")
     workdir = require(values, "workdir", command="eval")
     restored = results.restore_run(values, workdir)
     split = get(values, "split") or restored.experiment.report.split
-    figures = restored.trainer.evaluate(restored.state, split)
+    trainer = restored.trainer
+    if get(values, "unseen_offset") is not None:
+        evaluator = calibrated(trainer.run.evaluator, offset=get(values, "unseen_offset"))
+        trainer.run = dataclasses.replace(trainer.run, evaluator=evaluator)
+    curve = get(values, "curve")
+    if curve and not isinstance(trainer.run.evaluator, ZeroShotEvaluator):
+        raise UserError("--curve needs unseen classes, which the run's task does not have")
+    counts = trainer.count(restored.state, split)
+    figures = trainer.run.evaluator.finalise(counts)
+    if curve and isinstance(trainer.run.evaluator, ZeroShotEvaluator):
+        title = f"{split}, step {restored.step}"
+        curves.write_curve(curve, trainer.run.evaluator.curve(counts), figures, title=title)
     result = {
         "split": split,
         "checkpoint": get(values, "checkpoint"),

@@ -59,6 +59,8 @@ class ReportOptions:
       paper: the published figure, with its data, or why there is none.
       split: what is evaluated at the end of a run.
       figures: the evaluator's figures in the row, in order.
+      unseen_offset: added to the scores of unseen classes for the figures `calibrated_...`, the
+        `best_offset` of a run with `data.validation_classes`; 0 reports no such figures.
       checkpoint: which checkpoint the row is about: the last one, or the one that was best on the
         validation split.
       controls: configs, with `:ARGUMENT` where they take one, that `fgkd reproduce` runs as well.
@@ -68,6 +70,7 @@ class ReportOptions:
     paper: str = "none: no published figure on these data"
     split: str = "test"
     figures: tuple[str, ...] = ("accuracy",)
+    unseen_offset: float = 0.0
     checkpoint: Literal["last", "best"] = "last"
     controls: tuple[str, ...] = ()
 

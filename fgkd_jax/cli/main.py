@@ -14,6 +14,8 @@ COMMANDS = {
     "predict": "classify image files with a run",
     "export": "write the network that ships, alone, to a file",
     "data": "build or check a data set",
+    "features": "write region features of a backbone over a data set",
+    "ridge": "the linear baseline of zero-shot recognition, on features",
     "bench": "measure speed, as a ratio to the alternative",
     "reproduce": "run a row of the results table over several seeds",
 }

@@ -122,14 +122,27 @@ def write(folder: Path, name: str, pictures: Mapping[str, np.ndarray]) -> list[P
     written = []
     for what, picture in pictures.items():
         path = folder / f"{name}.{what}.png"
-        _, encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(encoded.tobytes())
-        except OSError as error:
-            raise UserError(f"picture {path} cannot be written: {error.strerror}") from error
+        write_file(path, picture)
         written.append(path)
     return written
+
+
+def write_file(path: Path, picture: np.ndarray) -> None:
+    """Writes a picture as a PNG file, in place of an earlier one.
+
+    Args:
+      path: the file; its folder is made if missing.
+      picture: uint8 [H, W, 3], RGB.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    _, encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded.tobytes())
+    except OSError as error:
+        raise UserError(f"picture {path} cannot be written: {error.strerror}") from error
 
 
 def unique_names(paths: Sequence[str]) -> list[str]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
+from fgkd_jax.cli.batch_spec import batch_spec
 from fgkd_jax.cli.described import chained, describe, described_sizes
 from fgkd_jax.cli.experiment import Experiment
 from fgkd_jax.cli.feature_cache import cached_feed
@@ -27,14 +27,14 @@ from fgkd_jax.data.pipeline import (
     train_iterator,
 )
 from fgkd_jax.data.registry import open_dataset
+from fgkd_jax.data.word_vectors import with_word_vectors
 from fgkd_jax.errors import UserError, nearest
-from fgkd_jax.evaluation import EVALUATORS
+from fgkd_jax.evaluation import EVALUATORS, calibrated
 from fgkd_jax.protocols import IndexedMethod, Method, TextMethod
 from fgkd_jax.train.checkpoint import Checkpointer
 from fgkd_jax.train.loop import Feed, Run, Trainer
 from fgkd_jax.train.sharding import make_mesh
 from fgkd_jax.train.state import TrainState
-from fgkd_jax.typing import Batch
 
 
 def use_platform(platform: str | None, *, cache: str | None = None) -> None:
@@ -130,32 +130,6 @@ class PipelineFeed:
         return batches
 
 
-def image_spec(options: DataOptions, *, batch_size: int) -> Batch:
-    """Describes a training batch of images with labels.
-
-    Args:
-      options: says how large an image is.
-      batch_size: examples of a global batch.
-
-    Returns:
-      `jax.ShapeDtypeStruct` by key.
-    """
-    others = (batch_size, options.views - 1, *options.size, 3)
-    text: dict[str, Any] = {}
-    if options.text is not None:
-        shape = (batch_size, options.text.max_phrases, options.text.max_words)
-        text["phrases"] = jax.ShapeDtypeStruct(shape, np.int32)
-        text["phrase_lengths"] = jax.ShapeDtypeStruct(shape[:2], np.int32)
-    return {
-        **({"other_views": jax.ShapeDtypeStruct(others, np.uint8)} if options.views > 1 else {}),
-        "image": jax.ShapeDtypeStruct((batch_size, *options.size, 3), np.uint8),
-        "label": jax.ShapeDtypeStruct((batch_size,), np.int32),
-        "id": jax.ShapeDtypeStruct((batch_size,), np.int32),
-        "mask": jax.ShapeDtypeStruct((batch_size,), np.bool_),
-        **text,
-    }
-
-
 def method_for(experiment: Experiment, dataset: Dataset) -> Method:
     """Completes a method's options with what only the data set knows.
 
@@ -214,14 +188,16 @@ def open_run(experiment: Experiment, *, dataset: Dataset) -> Run:
         number of classes, or there is no such file of weights.
     """
     info = dataset.info
-    if experiment.report.split not in info.splits:
-        split = experiment.report.split
-        raise UserError(f"report.split is '{split}'{nearest(split, info.splits)}")
+    for split in experiment.report.split.split("+"):
+        if split not in info.splits:
+            raise UserError(f"report.split is '{split}'{nearest(split, info.splits)}")
     method = method_for(experiment, dataset)
     train = experiment.train
     evaluator = EVALUATORS[method.task](
         dataset.info, experiment.data.extra_keys, getattr(method, "num_networks", 1)
     )
+    if experiment.report.unseen_offset:
+        evaluator = calibrated(evaluator, offset=experiment.report.unseen_offset)
     _check_meta(experiment, method)
     asked = (*experiment.report.figures, experiment.checkpoint.best_metric)
     for name in asked:
@@ -243,7 +219,7 @@ def open_run(experiment: Experiment, *, dataset: Dataset) -> Run:
         evaluator=evaluator,
         feed=images,
         meta_feed=partial(images.train, split="meta") if experiment.data.meta_fraction else None,
-        spec=image_spec(experiment.data, batch_size=train.batch_size),
+        spec=batch_spec(info, experiment.data, batch_size=train.batch_size),
         mesh=make_mesh(experiment.mesh),
         train=train,
         optimizer=experiment.optim,
@@ -255,8 +231,11 @@ def open_run(experiment: Experiment, *, dataset: Dataset) -> Run:
         constants=described.constants if described else _constants(method, dataset),
         validation="validation" if "validation" in dataset.info.splits else None,
         metadata={
-            "data fingerprint": dataset.info.fingerprint,
             **_vocabulary_hash(experiment, dataset),
+            **(
+                {"backbone of the features": info.feature_backbone} if info.feature_backbone else {}
+            ),
+            "data fingerprint": info.fingerprint,
             **hashes,
             **(described.metadata if described else {}),
         },
@@ -343,6 +322,8 @@ def open_data(experiment: Experiment) -> Dataset:
     dataset = open_dataset(options.dataset, data_dir=options.data_dir)
     if options.text is not None:
         dataset = with_text(dataset, options.text)
+    if options.word_vectors:
+        dataset = with_word_vectors(dataset, options.word_vectors)
     return divide_train(dataset, options)
 
 

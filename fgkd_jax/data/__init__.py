@@ -27,6 +27,13 @@ Classification:
 the last batch is filled up, and where an image that cannot be read is skipped
 (`on_corrupt="skip"`); such a row has id -1 and everything else 0.
 
+Zero-shot, from data sets of precomputed features: the same with `features` in place of `image`.
+
+| key | type and shape | values |
+|---|---|---|
+| `features` | float16 or float32 [b, h, w, f] | of h x w regions; `info.feature_shape` |
+| `label` | int32 [b] | index of all classes, seen and unseen; `info.descriptions` describes them |
+
 With `DataOptions.views` of v > 1 a training batch also has `other_views`, uint8
 [b, v - 1, h, w, 3]: more views of the same images, each cut out and flipped by draws of its own.
 Everything else in the batch belongs to `image`.
@@ -71,15 +78,19 @@ from fgkd_jax.data.base import (
     Source,
 )
 from fgkd_jax.data.captions import with_text
+from fgkd_jax.data.class_descriptions import ClassDescriptions
 from fgkd_jax.data.holdout import holdout
 from fgkd_jax.data.options import DataOptions
 from fgkd_jax.data.pipeline import BatchIterator, divide_train, eval_iterator, train_iterator
 from fgkd_jax.data.registry import build_dataset, check_dataset, open_dataset
 from fgkd_jax.data.text import TextOptions, phrases_of
 from fgkd_jax.data.vocabulary import Vocabulary
+from fgkd_jax.data.word_vectors import with_word_vectors
+from fgkd_jax.data.zero_shot import hold_out_classes
 
 __all__ = [
     "BatchIterator",
+    "ClassDescriptions",
     "CorruptImageError",
     "DataOptions",
     "Dataset",
@@ -93,9 +104,11 @@ __all__ = [
     "check_dataset",
     "divide_train",
     "eval_iterator",
+    "hold_out_classes",
     "holdout",
     "open_dataset",
     "phrases_of",
     "train_iterator",
     "with_text",
+    "with_word_vectors",
 ]

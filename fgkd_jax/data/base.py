@@ -80,6 +80,10 @@ class DatasetInfo:
       descriptions: attributes of the classes, and which of them training sees; None where all are
         seen and nothing describes them.
       vocabulary: words of its captions; None where it has none, or they were not read yet.
+      feature_shape: (h, w, f) of the `features` that examples have in place of an image; None where
+        they have an image.
+      feature_dtype: of `features`, "float16" or "float32".
+      feature_backbone: hash of what computed them; empty where that is not known.
     """
 
     name: str
@@ -93,6 +97,9 @@ class DatasetInfo:
     separating_parts: tuple[tuple[int, ...], ...] = ()
     descriptions: ClassDescriptions | None = None
     vocabulary: Vocabulary | None = None
+    feature_shape: tuple[int, int, int] | None = None
+    feature_dtype: str = "float16"
+    feature_backbone: str = ""
 
     @property
     def num_classes(self) -> int:
@@ -175,6 +182,31 @@ class Subset:
           Sentences.
         """
         return captions_of(self.base, int(self.indices[index]))
+
+
+@dataclass(frozen=True)
+class Joined:
+    """The examples of several sources, one source after another.
+
+    Attributes:
+      parts: the sources.
+      labels: int64[n].
+      ids: int64[n].
+    """
+
+    parts: tuple[Source, ...]
+    labels: np.ndarray
+    ids: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Example:
+        for part in self.parts:
+            if index < len(part):
+                return part[index]
+            index -= len(part)
+        raise IndexError(index)
 
 
 @dataclass(frozen=True)
@@ -288,6 +320,48 @@ def unknown_split(info: DatasetInfo, split: str) -> UserError:
       The error, to be raised.
     """
     return UserError(f"{info.name} has no split {split!r}{nearest(split, info.splits)}")
+
+
+def splits_of(info: DatasetInfo, split: str) -> tuple[str, ...]:
+    """Reads which splits a name stands for.
+
+    Args:
+      info: the data set's description.
+      split: a split, or several with "+" between them.
+
+    Returns:
+      The splits.
+
+    Raises:
+      UserError: the data set does not have one of them, or one is named twice.
+    """
+    names = tuple(split.split("+"))
+    for name in names:
+        if name not in info.splits:
+            raise unknown_split(info, name)
+    if len(set(names)) < len(names):
+        raise UserError(f"the splits {split!r} name one twice; expected different ones")
+    return names
+
+
+def split_source(dataset: Dataset, split: str) -> Source:
+    """Returns the examples of a split, or of several as if they were one.
+
+    Args:
+      dataset: has them.
+      split: a split, or several with "+" between them: `test_seen+test_unseen`.
+
+    Returns:
+      The source.
+
+    Raises:
+      UserError: as `splits_of`.
+    """
+    parts = tuple(dataset.source(name) for name in splits_of(dataset.info, split))
+    if len(parts) == 1:
+        return parts[0]
+    labels, ids = zip(*map(labels_and_ids, parts), strict=True)
+    return Joined(parts, np.concatenate(labels), np.concatenate(ids))
 
 
 def labels_and_ids(source: Source) -> tuple[np.ndarray, np.ndarray]:

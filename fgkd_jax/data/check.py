@@ -12,6 +12,7 @@ from tqdm import tqdm
 from fgkd_jax.data.base import CorruptImageError, Dataset, Inspection, Report, Source
 from fgkd_jax.data.files import MISSING
 from fgkd_jax.data.images import configure_opencv, decode
+from fgkd_jax.data.zero_shot import zero_shot_problems
 
 _THREADS = 8
 _CHUNK = 1024
@@ -29,11 +30,13 @@ def check_inspection(name: str, data_dir: str, inspection: Inspection) -> Report
 
     Returns:
       The report: examples per split, classes, missing and corrupt images by name, labels out of
-      range, ids given twice, and boxes of which less than half lies in the image.
+      range, ids given twice, boxes of which less than half lies in the image, classes in the wrong
+      split, and features that are not finite.
     """
     report = Report(name, data_dir, problems=list(inspection.problems))
     if inspection.dataset is not None:
         check_examples(report, inspection.dataset)
+        report.problems += zero_shot_problems(inspection.dataset)
     return report
 
 
@@ -47,6 +50,14 @@ def check_examples(report: Report, dataset: Dataset) -> None:
     configure_opencv()
     info = dataset.info
     report.add("classes", info.num_classes)
+    if info.descriptions is not None:
+        described = info.descriptions
+        report.add("unseen classes", int((~described.seen).sum()))
+        report.add("attributes", described.attributes.shape[1])
+        vectors = described.word_vectors
+        report.add(
+            "word vectors", "none" if vectors is None else f"{vectors.shape[1]} numbers each"
+        )
     found: list[_Found] = []
     total = sum(info.splits.values())
     with (
@@ -92,6 +103,10 @@ def _look(source: Source, num_classes: int, index: int) -> _Found:
     # A reader that knows no label has said so, and gives -1.
     wrong = f"label is {label}; expected 0 to {num_classes - 1}"
     label_problem = "" if label == -1 or 0 <= label < num_classes else wrong
+    if "features" in example:
+        finite = np.isfinite(example["features"]).all()
+        reason = "" if finite else "features are not finite"
+        return _Found(name, example["id"], unreadable=reason, label=label_problem)
     try:
         height, width = decode(example["image"], name).shape[:2]
     except CorruptImageError as error:

@@ -155,6 +155,38 @@ class ClassGroups:
         return _order(len(self.members[c]), seed, _PASS, c, number=number, ends=ends)
 
 
+def balanced_sizes(classes: int, *, batch_size: int) -> tuple[int, int]:
+    """Sizes of batches that hold every class of a training split alike, or different classes.
+
+    The balanced batches with which zero-shot methods are trained on SUN and AWA2 have
+    min(classes, batch_size) different classes with max(batch_size // classes, 1) images each; where
+    that is less than `batch_size`, the batch is smaller. `ClassGroups` makes them of what is
+    returned here. It differs from the released samplers in that classes take turns and images of a
+    class are dealt without replacement, where those draw both anew for each batch.
+
+    Args:
+      classes: those with training images.
+      batch_size: what is asked for.
+
+    Returns:
+      The batch's own size, and its `images_per_class`.
+
+    Raises:
+      UserError: a number is not above 0.
+
+    Example:
+      >>> balanced_sizes(645, batch_size=50), balanced_sizes(40, batch_size=50)
+      ((50, 1), (40, 1))
+      >>> balanced_sizes(40, batch_size=100)
+      (80, 2)
+    """
+    for name, value in (("classes", classes), ("batch_size", batch_size)):
+        if value < 1:
+            raise UserError(f"{name} is {value}; expected at least 1")
+    images = max(batch_size // classes, 1)
+    return min(classes, batch_size) * images, images
+
+
 def class_groups(
     source: Source, info: DatasetInfo, *, batch_size: int, images_per_class: int, seed: int
 ) -> ClassGroups:

@@ -29,10 +29,12 @@ class Cub(SplitSources):
       class_ids: CUB's number of each class, by class index.
       class_attributes: float32[k, 312] in [0, 1], the share of annotators who saw the attribute;
         None in a copy without `attributes/`.
+      everything: the images of both splits, in the order of `images.txt`.
     """
 
     class_ids: tuple[int, ...] = ()
     class_attributes: np.ndarray | None = None
+    everything: FileSource | None = None
 
 
 def inspect(data_dir: str) -> Inspection:
@@ -68,8 +70,8 @@ def inspect(data_dir: str) -> Inspection:
         per_class={} if attributes is None else {"attributes": attributes},
     )
     sources = {
-        "train": _take(everything, np.flatnonzero(split != 0)),
-        "test": _take(everything, np.flatnonzero(split == 0)),
+        "train": everything.take(np.flatnonzero(split != 0)),
+        "test": everything.take(np.flatnonzero(split == 0)),
     }
     names = tuple(classes[c] for c in class_ids)
     info = DatasetInfo(
@@ -83,7 +85,7 @@ def inspect(data_dir: str) -> Inspection:
         attribute_names=attribute_names,
         flip_pairs=left_right_pairs(part_names),
     )
-    return Inspection(Cub(info, sources, class_ids, attributes), tuple(lists.problems))
+    return Inspection(Cub(info, sources, class_ids, attributes, everything), tuple(lists.problems))
 
 
 def find_root(data_dir: str) -> Path:
@@ -116,18 +118,6 @@ def left_right_pairs(names: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
     positions = {name: i for i, name in enumerate(names)}
     pairs = ((i, positions.get(name.replace("left", "right", 1))) for name, i in positions.items())
     return tuple((i, j) for i, j in pairs if j is not None and i != j)
-
-
-def _take(source: FileSource, rows: np.ndarray) -> FileSource:
-    """Some examples of a source, with their share of its arrays."""
-    return FileSource(
-        root=source.root,
-        names=tuple(source.names[i] for i in rows),
-        labels=source.labels[rows],
-        ids=source.ids[rows],
-        per_example={key: array[rows] for key, array in source.per_example.items()},
-        per_class=source.per_class,
-    )
 
 
 class _Lists:

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -75,6 +75,23 @@ class FileSource:
         if label >= 0:
             example |= {key: array[label] for key, array in self.per_class.items()}
         return example
+
+    def take(self, rows: np.ndarray) -> "FileSource":
+        """Some of the examples, with their share of the arrays.
+
+        Args:
+          rows: int64[m], which ones, in order.
+
+        Returns:
+          A source of them.
+        """
+        return replace(
+            self,
+            names=tuple(self.names[i] for i in rows),
+            labels=self.labels[rows],
+            ids=self.ids[rows],
+            per_example={key: array[rows] for key, array in self.per_example.items()},
+        )
 
 
 def read_image_file(path: Path) -> bytes:

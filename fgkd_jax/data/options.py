@@ -35,11 +35,18 @@ class DataOptions:
         gives 64 pairs, as contrastive losses want them. `train_iterator` says more.
       validation_fraction: share of each training class held out where the data set has no
         validation split of its own, in [0, 1).
+      validation_classes: of a data set with unseen classes: share of the seen classes that play the
+        unseen ones in a run by which hyperparameters are chosen, in [0, 1), or "authors" for those
+        that the authors of the splits name. Such a run knows the seen classes alone, and has the
+        splits `train` and `validation`; `validation_fraction` then says how many images of the
+        other classes are validated on. 0 trains on all seen classes.
       validation_seed: chooses another division.
       meta_fraction: share of each class of what then remains that is set apart as the split `meta`,
         for the second steps of methods that have one, in [0, 1); 0 lets them take the batches of
         the main steps.
       train_fraction: share of each class of what then remains that is trained on, in (0, 1].
+      word_vectors: file of embeddings of the attributes of the classes, see
+        `fgkd_jax.data.word_vectors`; empty for those that come with the data set, if any.
       on_corrupt: what an image that cannot be read does: "raise" stops, "skip" goes on without.
       extra_keys: keys of `Example` to put into the batch besides the standard ones: "bbox",
         "parts", "mask" (as `object_mask`), "attributes", or what else the data set has.
@@ -66,9 +73,11 @@ class DataOptions:
     views: int = 1
     images_per_class: int = 0
     validation_fraction: float = 0.0
+    validation_classes: float | str = 0.0
     validation_seed: int = 0
     meta_fraction: float = 0.0
     train_fraction: float = 1.0
+    word_vectors: str = ""
     on_corrupt: Literal["raise", "skip"] = "raise"
     extra_keys: tuple[str, ...] = ()
     text: TextOptions | None = None
@@ -98,6 +107,14 @@ class DataOptions:
         for name in ("validation_fraction", "meta_fraction"):
             f = getattr(self, name)
             check_value(name, f, 0 <= f < 1, "in [0, 1)")
+        c = self.validation_classes
+        good = c == "authors" if isinstance(c, str) else 0 <= c < 1
+        check_value("validation_classes", repr(c), good, "in [0, 1) or 'authors'")
+        if c and not self.validation_fraction:
+            raise UserError(
+                f"validation_fraction is 0 with validation_classes {c!r}; expected a share of the "
+                "images of the other classes, in (0, 1)"
+            )
         f = self.train_fraction
         check_value("train_fraction", f, 0 < f <= 1, "in (0, 1]")
         check_value("num_workers", self.num_workers, self.num_workers >= 0, "at least 0")

@@ -10,38 +10,31 @@ With `num_workers` the work is done in other processes, which are *spawned*: a s
 needs `if __name__ == "__main__":`.
 """
 
-import functools
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from absl import flags, logging
 
-from fgkd_jax.data import transforms
 from fgkd_jax.data.base import (
-    CorruptImageError,
     Dataset,
     DatasetInfo,
     Example,
     Source,
-    captions_of,
     labels_and_ids,
+    split_source,
 )
 from fgkd_jax.data.captions import partners
-from fgkd_jax.data.class_groups import ClassGroups, class_groups
+from fgkd_jax.data.class_groups import class_groups
 from fgkd_jax.data.holdout import holdout
-from fgkd_jax.data.images import configure_opencv, decode
+from fgkd_jax.data.loading import CORRUPT, ERROR, ExampleLoader
 from fgkd_jax.data.options import DataOptions, check_value, eval_transform, train_transform
 from fgkd_jax.data.text import CaptionEncoder
-from fgkd_jax.errors import UserError, nearest
+from fgkd_jax.data.zero_shot import hold_out_classes
+from fgkd_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
-
-# Keys that travel from a worker to the iterator and no further.
-_ERROR, _CORRUPT = "_error", "_corrupt"
-_RENAMED = {"mask": "object_mask"}
 
 
 class BatchIterator(Iterator[Batch]):
@@ -59,10 +52,10 @@ class BatchIterator(Iterator[Batch]):
 
     def __next__(self) -> Batch:
         batch = next(self._batches)
-        if _ERROR in batch:
+        if ERROR in batch:
             self.close()
-            raise batch[_ERROR]
-        for name, reason in batch.pop(_CORRUPT):
+            raise batch[ERROR]
+        for name, reason in batch.pop(CORRUPT):
             if name not in self.corrupt:
                 self.corrupt[name] = reason
                 logging.warning("left out image %s: %s", name, reason)
@@ -78,15 +71,27 @@ def divide_train(dataset: Dataset, options: DataOptions) -> Dataset:
     """Divides the training split of a data set as the options ask.
 
     Each division is by `holdout`, one after the other: first `validation`, where the data set has
-    no such split of its own, then `meta`, then what `train_fraction` leaves unused.
+    no such split of its own, then `meta`, then what `train_fraction` leaves unused. With
+    `validation_classes` the first is by `hold_out_classes`, and only seen classes are left.
 
     Args:
       dataset: any.
-      options: `validation_fraction`, `validation_seed`, `meta_fraction` and `train_fraction` count.
+      options: `validation_fraction`, `validation_classes`, `validation_seed`, `meta_fraction` and
+        `train_fraction` count.
 
     Returns:
       The data set with smaller `train`; itself when nothing is asked for, or it is divided already.
+
+    Raises:
+      UserError: classes cannot be held out of this data set.
     """
+    if options.validation_classes and "validation" not in dataset.info.splits:
+        dataset = hold_out_classes(
+            dataset,
+            classes=options.validation_classes,
+            fraction=options.validation_fraction,
+            seed=options.validation_seed,
+        )
     shares = {
         "validation": options.validation_fraction,
         "meta": options.meta_fraction,
@@ -156,9 +161,13 @@ def train_iterator(
             source, dataset.info, batch_size=batch_size, images_per_class=size, seed=seed
         )
         stream = grain.MapDataset.range(sys.maxsize).seed(seed)
+    if dataset.info.feature_shape is not None and options.views > 1:
+        raise UserError(
+            f"views is {options.views}, but {dataset.info.name} has features; expected 1"
+        )
     geometry = train_transform(options, dataset.info)
     text = _encoder(options, dataset.info, train=True)
-    load = _Loader(source, dataset.info, options, geometry, groups, options.views, text)
+    load = ExampleLoader(source, dataset.info, options, geometry, groups, options.views, text)
     # Batches come before the slice, so that a process takes whole blocks of consecutive rows.
     batches = stream.random_map(load.train).batch(rows, drop_remainder=True, batch_fn=_collate)
     batches = batches[start_step * process_count + process_index :: process_count]
@@ -182,7 +191,8 @@ def eval_iterator(
 
     Args:
       dataset: has the split.
-      split: one of the data set's, or "validation" when the options hold one out.
+      split: one of the data set's, or "validation" when the options hold one out; several with "+"
+        between them are read one after another.
       options: geometry, validation split, threads.
       batch_size: of the global batch.
       process_index: which process this is.
@@ -199,7 +209,7 @@ def eval_iterator(
 
     rows = _local_size(batch_size, process_index, process_count)
     source, info = _eval_source(dataset, split, options)
-    load = _Loader(
+    load = ExampleLoader(
         source,
         info,
         options,
@@ -213,116 +223,6 @@ def eval_iterator(
     return BatchIterator(_prefetched(batches, options), step=0)
 
 
-@dataclass(frozen=True, eq=False)
-class _Loader:
-    """Turns a position into a row of a batch; errors are returned, so that they arrive whole."""
-
-    source: Source
-    info: DatasetInfo
-    options: DataOptions
-    transform: transforms.Transform
-    groups: ClassGroups | None = None
-    views: int = 1
-    text: CaptionEncoder | None = None
-    partners: np.ndarray | None = None
-
-    def train(self, element: int, rng: np.random.Generator) -> Example:
-        """The example of an element of the stream, or the first to replace it that can be read."""
-        corrupt: list[tuple[str, str]] = []
-        try:
-            for index in self._candidates(element):
-                try:
-                    row = self._load(index, rng)
-                except CorruptImageError as error:
-                    self._note(error, corrupt)
-                else:
-                    return {**row, "mask": True, _CORRUPT: corrupt}
-            raise UserError(f"{self.info.name}: no image of {self._whole(element)} can be read")
-        except UserError as error:
-            return {_ERROR: error}
-
-    def _candidates(self, element: int) -> Iterator[int]:
-        """Positions in the source, in the order in which they are tried."""
-        if self.groups:
-            return self.groups.candidates(element)
-        return ((element + step) % len(self.source) for step in range(len(self.source)))
-
-    def _whole(self, element: int) -> str:
-        """Names what `_candidates` are all of."""
-        if not self.groups:
-            return "the split 'train'"
-        label = self.groups.labels[next(self._candidates(element))]
-        return f"class {self.info.class_names[label]!r} in the split 'train'"
-
-    def evaluate(self, position: int) -> Example:
-        """The example at a position, or an empty row."""
-        corrupt: list[tuple[str, str]] = []
-        try:
-            if position < len(self.source):
-                try:
-                    row = self._load(position, np.random.default_rng(0))
-                except CorruptImageError as error:
-                    self._note(error, corrupt)
-                else:
-                    return {**row, "mask": True, _CORRUPT: corrupt}
-            return {**self._empty, "mask": False, _CORRUPT: corrupt}
-        except UserError as error:
-            return {_ERROR: error}
-
-    def _note(self, error: CorruptImageError, corrupt: list[tuple[str, str]]) -> None:
-        """Remembers a corrupt image, or raises when that is what was asked for."""
-        if self.options.on_corrupt == "raise":
-            raise error
-        corrupt.append((error.name, error.reason))
-
-    def _load(self, index: int, rng: np.random.Generator) -> Example:
-        """Reads, checks, decodes and transforms one example, and keeps what a batch has."""
-        configure_opencv()
-        example = self.source[index]
-        name, label = example["name"], int(example["label"])
-        if not 0 <= label < self.info.num_classes:
-            raise UserError(
-                f"image {name}: label is {label}; expected 0 to {self.info.num_classes - 1}"
-            )
-        image = decode(example["image"], name)
-        if "mask" in example and example["mask"].shape != image.shape[:2]:
-            raise UserError(
-                f"image {name}: is {list(image.shape[:2])} and its mask "
-                f"{list(example['mask'].shape)}; expected the same height and width"
-            )
-        decoded = {**example, "image": image}
-        example = self.transform(decoded, rng)
-        row = {"image": example["image"], "label": label, "id": int(example["id"])}
-        for key in self.options.extra_keys:
-            if key not in example:
-                raise UserError(f"image {name}: has no {key!r}{nearest(key, example)}")
-            row[_RENAMED.get(key, key)] = example[key]
-        if self.views > 1:
-            others = [self.transform(decoded, rng)["image"] for _ in range(self.views - 1)]
-            row["other_views"] = np.stack(others)
-        if self.text:
-            row |= self.text(captions_of(self.source, index), rng)
-        if self.text and self.partners is not None:
-            other = self.text(captions_of(self.source, int(self.partners[index])), rng)
-            row |= {f"other_{key}": value for key, value in other.items()}
-        return row
-
-    @functools.cached_property
-    def _empty(self) -> Example:
-        """A row that is masked out; extra keys take their shapes from the first good example."""
-        empty = {"image": np.zeros((*self.options.size, 3), np.uint8), "label": 0, "id": -1}
-        if not self.options.extra_keys and not self.text:
-            return empty
-        for index in range(len(self.source)):
-            try:
-                row = self._load(index, np.random.default_rng(0))
-            except CorruptImageError as error:
-                self._note(error, [])
-            else:
-                return {key: np.zeros_like(value) for key, value in row.items()} | empty
-        raise UserError(f"{self.info.name}: no image can be read")
-
-
 def _encoder(options: DataOptions, info: DatasetInfo, *, train: bool) -> CaptionEncoder | None:
     """What reads captions; None where none are read."""
     if options.text is None:
@@ -334,24 +234,24 @@ def _encoder(options: DataOptions, info: DatasetInfo, *, train: bool) -> Caption
 
 def _eval_source(dataset: Dataset, split: str, options: DataOptions) -> tuple[Source, DatasetInfo]:
     """The examples of a split; `train` and `validation` are what the options make of them."""
-    if split in ("train", "validation", "meta", "unused"):
+    if {"train", "validation", "meta", "unused"} & set(split.split("+")):
         dataset = divide_train(dataset, options)
     if split == "validation" and split not in dataset.info.splits:
         raise UserError(
             f"{dataset.info.name} has no split 'validation' and validation_fraction is 0; "
             "expected a fraction of 'train' to hold out"
         )
-    return dataset.source(split), dataset.info
+    return split_source(dataset, split), dataset.info
 
 
 def _collate(rows: list[Example]) -> dict[str, Any]:
     """Stacks rows to arrays; an error in one of them takes the place of the batch."""
-    errors = [row[_ERROR] for row in rows if _ERROR in row]
+    errors = [row[ERROR] for row in rows if ERROR in row]
     if errors:
-        return {_ERROR: errors[0]}
-    batch = {key: np.stack([row[key] for row in rows]) for key in rows[0] if key != _CORRUPT}
+        return {ERROR: errors[0]}
+    batch = {key: np.stack([row[key] for row in rows]) for key in rows[0] if key != CORRUPT}
     batch["label"], batch["id"] = batch["label"].astype(np.int32), batch["id"].astype(np.int32)
-    return {**batch, _CORRUPT: tuple(pair for row in rows for pair in row[_CORRUPT])}
+    return {**batch, CORRUPT: tuple(pair for row in rows for pair in row[CORRUPT])}
 
 
 def _prefetched(batches: Any, options: DataOptions) -> Any:

@@ -5,9 +5,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fgkd_jax.data import aircraft, cifar, cub, flowers, image_folder, tfds_names
+from fgkd_jax.data import (
+    aircraft,
+    cifar,
+    cub,
+    cub_zero_shot,
+    feature_folder,
+    flowers,
+    image_folder,
+    tfds_names,
+    xlsa17,
+)
 from fgkd_jax.data.base import Dataset, Inspection, Report
 from fgkd_jax.data.check import check_inspection
+from fgkd_jax.data.zero_shot import check_zero_shot
 from fgkd_jax.errors import UserError, nearest
 
 _ENVIRONMENT = "FGKD_DATA_DIR"
@@ -33,9 +44,10 @@ def open_dataset(name: str, *, data_dir: str | None = None) -> Dataset:
     """Opens a data set.
 
     Args:
-      name: "procedural_birds/classification", "cub200_2011", "cifar10", "cifar100", "flowers102",
-        "fgvc_aircraft", "image_folder", or "tfds/" and the name of a data set that TensorFlow
-        Datasets prepared.
+      name: "procedural_birds/classification", "procedural_birds/zero_shot", "cub200_2011",
+        "cub200_2011/zero_shot", "cifar10", "cifar100", "flowers102", "fgvc_aircraft",
+        "image_folder", "xlsa17/CUB" (or another of its folders), "features" (what `fgkd features`
+        wrote), or "tfds/" and the name of a data set that TensorFlow Datasets prepared.
       data_dir: its folder, or the one it lies in; None is `$FGKD_DATA_DIR`, else
         `~/.cache/fgkd_jax` (for TFDS, TFDS's own default).
 
@@ -43,9 +55,10 @@ def open_dataset(name: str, *, data_dir: str | None = None) -> Dataset:
       The data set.
 
     Raises:
-      UserError: there is no such data set, or its files are missing or wrong.
+      UserError: there is no such data set, its files are missing or wrong, or it has an unseen
+        class in its training split.
     """
-    return _opener(name).open(name, data_dir)
+    return check_zero_shot(_opener(name).open(name, data_dir))
 
 
 def check_dataset(name: str, *, data_dir: str | None = None) -> Report:
@@ -164,12 +177,29 @@ def _build_birds(name: str, data_dir: str | None) -> None:
     build_birds(folder, config=config)
 
 
+_FEATURES = _from_files(lambda _, data_dir: feature_folder.inspect(data_dir), feature_folder.WHERE)
+
+
+def _check_features(name: str, data_dir: str | None) -> Report:
+    """Checks features, and that no file of them has changed."""
+    report = _FEATURES.check(name, data_dir)
+    if report.lines:  # it could be opened
+        report.problems[:0] = feature_folder.verify(data_dir or default_data_dir())
+    return report
+
+
 _BIRDS = Opener(_open_birds, _check_birds, _build_birds)
 
 DATASETS: Mapping[str, Opener] = {
     "procedural_birds/classification": _BIRDS,
     "procedural_birds/tiny": _BIRDS,
+    "procedural_birds/zero_shot": _BIRDS,
     "cub200_2011": _from_files(lambda _, data_dir: cub.inspect(data_dir), cub.WHERE),
+    "cub200_2011/zero_shot": _from_files(
+        lambda _, data_dir: cub_zero_shot.inspect(data_dir), cub.WHERE
+    ),
+    "xlsa17/*": _from_files(xlsa17.inspect, xlsa17.WHERE),
+    "features": Opener(_FEATURES.open, _check_features, _FEATURES.build),
     "cifar10": _from_files(cifar.inspect, cifar.WHERE),
     "cifar100": _from_files(cifar.inspect, cifar.WHERE),
     "flowers102": _from_files(lambda _, data_dir: flowers.inspect(data_dir), flowers.WHERE),

@@ -2,14 +2,15 @@
 
 `EVALUATORS` maps a method's task to a function that makes the evaluator which reads its
 predictions: `make(info, extra_keys, networks)`, `info` describing the data set (`num_classes`,
-`groupings`, `separating_parts`), `extra_keys` naming the annotations that batches carry, and
-`networks` counting the networks that a method trains together.
+`groupings`, `separating_parts`, `descriptions`, `splits`), `extra_keys` naming the annotations that
+batches carry, and `networks` counting the networks that a method trains together.
 """
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from fgkd_jax.errors import UserError
 from fgkd_jax.evaluation.bimodal import BlockEvaluator, holds_point
 from fgkd_jax.evaluation.classification import ClassificationEvaluator, label_rank
 from fgkd_jax.evaluation.coco import CocoPrecision, coco_precision, to_coco
@@ -22,7 +23,17 @@ from fgkd_jax.evaluation.detection import (
     voc_precision,
 )
 from fgkd_jax.evaluation.mutual import MutualEvaluator
+from fgkd_jax.evaluation.ridge import REGULARISERS, AttributeRidge, fit_ridges
 from fgkd_jax.evaluation.sampling import SamplingEvaluator, share_inside
+from fgkd_jax.evaluation.seen_unseen import (
+    Decisions,
+    SeenUnseenCurve,
+    choose_offset,
+    decisions,
+    seen_unseen_curve,
+    zero_shot_figures,
+)
+from fgkd_jax.evaluation.zero_shot import ZeroShotEvaluator, calibrated
 from fgkd_jax.protocols import Evaluator
 
 
@@ -56,30 +67,57 @@ def _bimodal(info: Any, extra_keys: Collection[str], networks: int) -> BlockEval
     return dataclasses.replace(blocks, with_text=True)
 
 
+def _zero_shot(info: Any, extra_keys: Collection[str], networks: int) -> ZeroShotEvaluator:
+    del extra_keys, networks
+    if info.descriptions is None:
+        raise UserError(
+            f"{info.name} says nothing of its classes; expected a data set with class attributes "
+            "and unseen classes"
+        )
+    return ZeroShotEvaluator(
+        seen=tuple(info.descriptions.seen.tolist()),
+        class_names=info.class_names,
+        # Several splits may be evaluated together.
+        capacity=sum(info.splits.values()),
+    )
+
+
 EVALUATORS: Mapping[str, Callable[[Any, Collection[str], int], Evaluator]] = {
     "classification": _classification,
     "sampled_classification": _sampling,
     "mutual_classification": _mutual,
     "block_classification": _blocks,
     "bimodal": _bimodal,
+    "zero_shot": _zero_shot,
 }
 
 __all__ = [
     "EVALUATORS",
+    "REGULARISERS",
+    "AttributeRidge",
     "BlockEvaluator",
     "ClassPrecision",
     "ClassificationEvaluator",
     "CocoPrecision",
+    "Decisions",
     "FoundBoxes",
     "MutualEvaluator",
     "SamplingEvaluator",
+    "SeenUnseenCurve",
     "TrueBoxes",
+    "ZeroShotEvaluator",
     "background_false_positives",
+    "calibrated",
+    "choose_offset",
     "coco_precision",
+    "decisions",
+    "fit_ridges",
     "holds_point",
     "label_rank",
     "mean_precision",
+    "seen_unseen_curve",
     "share_inside",
     "to_coco",
     "voc_precision",
+    "zero_shot_figures",
 ]

@@ -18,7 +18,7 @@ from fgkd_jax.train.sharding import batch_sharding, check_batch_size, put_batch,
 from fgkd_jax.train.state import TrainState, abstract_like
 from fgkd_jax.train.step import make_eval_step, make_meta_step, make_train_step
 from fgkd_jax.train.writers import MetricsWriter, Progress
-from fgkd_jax.typing import Batch
+from fgkd_jax.typing import Batch, PyTree
 
 HostBatch = dict[str, np.ndarray]
 
@@ -214,20 +214,16 @@ class Trainer:
         )
 
     def evaluate(self, state: TrainState, split: str) -> dict[str, float]:
-        """Evaluates a state on every example of a split.
+        """Returns the evaluator's figures of a state on every example of a split, by name."""
+        return self.run.evaluator.finalise(self.count(state, split))
 
-        Args:
-          state: the state.
-          split: name of the split.
-
-        Returns:
-          The evaluator's figures.
-        """
+    def count(self, state: TrainState, split: str) -> PyTree:
+        """Runs a state over every example of a split; `evaluate` makes figures of these counts."""
         counts = jax.device_put(self.run.evaluator.empty(), replicated(self.run.mesh))
         with contextlib.closing(self.run.feed.evaluation(split)) as batches:
             for batch in batches:
                 counts = self.eval_step(state, counts, put_batch(batch, mesh=self.run.mesh))
-        return self.run.evaluator.finalise(counts)
+        return counts
 
 
 def _frozen(pattern: str) -> optim.ParamRule:

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fgkd_jax.data.base import DatasetInfo, SplitSources
+from fgkd_jax.data.class_descriptions import ClassDescriptions
+
 
 def _pixels(number: int, height: int, width: int) -> np.ndarray:
     """A smooth picture that differs from number to number, so that JPEG keeps it."""
@@ -87,3 +90,81 @@ def image_folder(tmp_path: Path, encode: Callable[..., bytes]) -> Path:
                 (folder / f"{i}.{suffix}").write_bytes(encode(_pixels(number, 30, 24), kind))
                 number += 1
     return root
+
+
+class Made:
+    """Examples made of labels and ids: `features` whose first entry is the id, or no pixels."""
+
+    def __init__(self, labels, ids, shape: tuple[int, int, int] | None = (1, 1, 3)):
+        self.labels, self.ids = np.array(labels, np.int64), np.array(ids, np.int64)
+        self.shape = shape
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict:
+        label, number = int(self.labels[index]), int(self.ids[index])
+        example = {"label": label, "id": number, "name": str(number)}
+        if self.shape is None:
+            return {**example, "image": b""}
+        features = np.full(self.shape, label, np.float32)
+        features[0, 0, 0] = number
+        return {**example, "features": features}
+
+
+def _zero_shot(per_class: int = 4, **changes) -> SplitSources:
+    """Six classes a to f, of which b and e are unseen; ids tell split, class and number."""
+    seen = np.array([True, False, True, True, False, True])
+    rng = np.random.default_rng(0)
+    names = tuple("abcdef")
+    described = ClassDescriptions(names, rng.random((6, 5)).astype(np.float32), seen)
+    groups = {"train": seen, "test_seen": seen, "test_unseen": ~seen}
+    sources = {}
+    for place, (split, group) in enumerate(groups.items()):
+        labels = np.repeat(np.flatnonzero(group), per_class)
+        ids = 1000 * place + 10 * labels + np.tile(np.arange(per_class), group.sum())
+        sources[split] = Made(labels, ids)
+    sources |= changes.pop("sources", {})
+    options = {
+        "name": "made",
+        "class_names": names,
+        "splits": {split: len(source) for split, source in sources.items()},
+        "fingerprint": "f",
+        "groupings": {"pair": (0, 0, 1, 1, 2, 2)},
+        "descriptions": described,
+        "feature_shape": (1, 1, 3),
+        "feature_dtype": "float32",
+        **changes,
+    }
+    return SplitSources(DatasetInfo(**options), sources)
+
+
+@pytest.fixture(scope="session")
+def made() -> type[Made]:
+    return Made
+
+
+@pytest.fixture(scope="session")
+def zero_shot() -> Callable[..., SplitSources]:
+    return _zero_shot
+
+
+@pytest.fixture
+def cub_split(cub_dir: Path) -> Path:
+    """A split of `cub_dir`, with labels in an order of its own; Bird_7 is unseen."""
+    names = [line.split()[1] for line in (cub_dir / "images.txt").read_text().splitlines()]
+    own = {"009": 0, "003": 1, "007": 2, "001": 3}
+    files = [f"somewhere/CUB_200_2011/images/{name}" for name in names]
+    files += ["x/001.Bird_1/Bird_1_0001.jpg"]  # a class that this copy does not have
+    labels = np.array([own[name.split("/")[-2][:3]] for name in files])
+    seen = np.flatnonzero(np.isin(labels, [0, 1]))
+    path = cub_dir / "CUB_split.npz"
+    np.savez(
+        path,
+        image_files=np.array(files),
+        labels=labels,
+        trainval_loc=np.append(seen[seen % 4 != 3], len(files) - 1),
+        test_seen_loc=seen[seen % 4 == 3],
+        test_unseen_loc=np.flatnonzero(labels == 2),
+    )
+    return path

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fgkd_jax.data.base import DatasetInfo, SplitSources
-from fgkd_jax.data.class_groups import ClassGroups
+from fgkd_jax.data.class_groups import ClassGroups, balanced_sizes
 from fgkd_jax.data.holdout import holdout
 from fgkd_jax.data.pipeline import DataOptions, train_iterator
 from fgkd_jax.errors import UserError
@@ -375,3 +375,28 @@ def test_no_groups_is_the_plain_shuffle():
     assert sorted(ids) == list(range(100, 115))
     with pytest.raises(UserError, match="images_per_class is -1; expected at least 0"):
         DataOptions(images_per_class=-1)
+
+
+@pytest.mark.parametrize(
+    ("classes", "asked", "size", "images"),
+    [(645, 50, 50, 1), (150, 50, 50, 1), (40, 50, 40, 1), (40, 100, 80, 2), (1, 7, 7, 7)],
+)
+def test_balanced_batches_are_of_different_classes(classes, asked, size, images):
+    # The recipes of zero-shot recognition: min(classes, batch) of them, max(batch // classes, 1)
+    # images each, so that 50 from 40 classes are 40.
+    assert balanced_sizes(classes, batch_size=asked) == (size, images)
+    assert size == min(classes, asked) * max(asked // classes, 1)
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(classes), 9))
+    groups = ClassGroups(labels, batch_size=size, images_per_class=images, seed=3)
+    for step in (0, 1, 17):
+        rows = groups.batch(step)
+        _, counts = np.unique(labels[rows], return_counts=True)
+        assert counts.tolist() == [images] * min(classes, asked)
+        assert len(set(rows.tolist())) == size
+
+
+def test_sizes_of_nothing_are_refused():
+    with pytest.raises(UserError, match="classes is 0; expected at least 1"):
+        balanced_sizes(0, batch_size=3)
+    with pytest.raises(UserError, match="batch_size is 0; expected at least 1"):
+        balanced_sizes(3, batch_size=0)

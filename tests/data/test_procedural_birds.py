@@ -14,11 +14,21 @@ from PIL import Image
 
 from fgkd_jax.data import procedural_birds as birds
 from fgkd_jax.data.base import labels_and_ids
-from fgkd_jax.data.procedural_birds import anatomy, bird, dataset, examples, records, scene
+from fgkd_jax.data.procedural_birds import (
+    anatomy,
+    bird,
+    dataset,
+    examples,
+    records,
+    scene,
+    world,
+    zero_shot,
+)
 from fgkd_jax.data.procedural_birds import builder as builder_module
 from fgkd_jax.data.procedural_birds.canvas import Canvas
 from fgkd_jax.data.procedural_birds.streams import Stream
 from fgkd_jax.data.procedural_birds.world import check_traits, class_attributes
+from fgkd_jax.data.zero_shot import check_zero_shot
 from fgkd_jax.errors import UserError
 
 SPLITS = {"train": 80, "validation": 20, "test": 40}
@@ -428,7 +438,10 @@ class TestInterrupted:
 
 
 def digest(split: str, index: int) -> str:
-    example = birds.draw_example(split, index)
+    return digest_of(birds.draw_example(split, index))
+
+
+def digest_of(example: birds.DrawnExample) -> str:
     found = hashlib.sha256(f"{example.label} {example.genus} {example.id} {example.name}".encode())
     found.update(example.image.tobytes())
     found.update(example.mask.tobytes())
@@ -456,6 +469,14 @@ class TestFrozen:
         assert hashlib.sha256(told.encode()).hexdigest()[:16] == FROZEN["species"]
 
 
+FROZEN_ZERO_SHOT = {
+    "train/0": "d1be54f158a3e1c8",
+    "train/2159": "72fa227fec7f58ac",
+    "test_seen/7": "316f84f8411aec08",
+    "test_unseen/0": "8a09723227c888a9",
+    "test_unseen/479": "fff49c626082b0fb",
+    "species": "6e5c5d17bea13388",
+}
 FROZEN_INTEGERS = [672, 564, 734, 49, 462, 841]
 FROZEN_OCTETS = [[76, 83, 23], [85, 224, 5]]
 FROZEN = {
@@ -473,3 +494,96 @@ FROZEN = {
     "test/479": "7ebdd7dadd23b240",
     "species": "d6c74343c65050cd",
 }
+
+
+class TestZeroShot:
+    """Species of another world, some of which training never sees."""
+
+    def test_species_and_splits(self):
+        species, seen = birds.zero_shot_world().species, np.array(birds.seen_species())
+        assert len(species) == len(seen) == 48
+        assert (~seen).sum() == 12
+        assert len({one.name for one in species}) == 48
+        table = np.stack([one.indicators for one in species]).astype(int)
+        # Every attribute of an unseen species is one that training can learn.
+        assert table[seen].sum(axis=0).min() >= 4
+        shared = table @ table.T - len(birds.GROUPS) * np.eye(48, dtype=int)
+        assert shared.max() <= len(birds.GROUPS) - 5
+        for genus in range(8):
+            colours = {o.traits["body_colour"] for o in species if o.genus == genus}
+            assert len(colours) == 1
+            assert 1 <= (~seen[6 * genus : 6 * genus + 6]).sum() <= 2
+        for one in species:
+            barred = world.BARRED_VALUES.get(one.traits["body_colour"], frozenset())
+            assert not barred & {one.traits[group] for group in birds.SMALL_GROUPS}
+
+    def test_groups_say_little_of_each_other(self):
+        # In `classification`, one of these large parts tells the other.
+        tables = {}
+        for name, other in (("zero_shot", birds.zero_shot_world()), ("other", birds.birds_world())):
+            pairs = [(o.traits["bill_shape"], o.traits["tail_shape"]) for o in other.species]
+            tables[name] = len(set(pairs))
+        assert tables["zero_shot"] >= 12
+        assert tables["other"] <= 8
+
+    def test_descriptions(self):
+        described = birds.describe_species()
+        assert described.attributes.shape == (48, 57)
+        assert described.word_vectors.shape[0] == 57
+        np.testing.assert_allclose((described.word_vectors**2).sum(1), 1, rtol=1e-6)
+        parts = dict(zip(birds.ATTRIBUTES, described.attribute_parts, strict=True))
+        assert parts["body_colour::teal"] == -1
+        assert birds.PARTS[parts["eye_ring::red"]] == "eye"
+        assert birds.PARTS[parts["tail_shape::fan"]] == "tail"
+
+    @pytest.mark.parametrize("split", ["train", "test_seen", "test_unseen"])
+    def test_examples_are_of_the_split(self, split):
+        seen = birds.seen_species()
+        config = builder_module.CONFIGS["zero_shot"]
+        tasks = config.tasks(split)
+        labels = [config.label_of(split, i) for i in range(len(tasks))]
+        assert {seen[label] for label in labels} == {split != "test_unseen"}
+        counts = np.bincount(labels, minlength=48)
+        assert set(counts[counts > 0]) == {config.per_species[split]}
+        example = birds.draw_zero_shot(split, 5)
+        assert example.label == labels[5]
+        assert example.id == config.id_of(split, 5)
+        assert example.name == f"zero_shot/{split}/000005"
+        assert same(zero_shot.draw_task(*tasks[5]), example)
+
+    def test_scenes_are_not_those_of_the_other_configuration(self):
+        one, other = birds.draw_zero_shot("train", 0), birds.draw_example("train", 0)
+        assert (one.image != other.image).mean() > 0.5
+
+    def test_read_back(self, tmp_path, monkeypatch):
+        config = builder_module.CONFIGS["zero_shot"]
+        monkeypatch.setattr(config, "per_species", dict.fromkeys(config.per_species, 1))
+        found = birds.open_birds(tmp_path, config="zero_shot", workers=0, progress=False)
+        assert found.info.name == "procedural_birds/zero_shot"
+        assert found.info.splits == {"train": 36, "test_seen": 36, "test_unseen": 12}
+        assert found.info.descriptions.seen.tolist() == list(birds.seen_species())
+        for split in found.info.splits:
+            source = found.source(split)
+            labels, ids = labels_and_ids(source)
+            for i in (0, len(source) - 1):
+                assert (source[i]["label"], source[i]["id"]) == (labels[i], ids[i])
+        assert check_zero_shot(found) is found
+
+    def test_wrong_splits_and_indices(self):
+        with pytest.raises(UserError, match="zero_shot has no split 'test'; did you mean"):
+            birds.draw_zero_shot("test", 0)
+        with pytest.raises(UserError, match="test_unseen has no example 480; expected 0 to 479"):
+            birds.draw_zero_shot("test_unseen", 480)
+
+    @pytest.mark.parametrize("name", list(FROZEN_ZERO_SHOT))
+    def test_frozen(self, name):
+        if name == "species":
+            told = "\n".join(
+                f"{s.name} {sorted(s.traits.items())}" for s in birds.zero_shot_world().species
+            )
+            told += str(birds.seen_species())
+            assert hashlib.sha256(told.encode()).hexdigest()[:16] == FROZEN_ZERO_SHOT[name]
+        else:
+            split, index = name.split("/")
+            example = birds.draw_zero_shot(split, int(index))
+            assert digest_of(example) == FROZEN_ZERO_SHOT[name]

@@ -7,12 +7,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from fgkd_jax.cli.batch_spec import image_spec
 from fgkd_jax.cli.benchmarks import torch_models
 from fgkd_jax.cli.benchmarks.base import Benchmark, Request
 from fgkd_jax.cli.benchmarks.timing import Alternative, Case, jax_alternative, torch_alternative
 from fgkd_jax.cli.benchmarks.torch_step import check_comparable, make_torch_step
 from fgkd_jax.cli.experiment import Experiment
-from fgkd_jax.cli.session import image_spec
 from fgkd_jax.data.base import DatasetInfo
 from fgkd_jax.errors import UserError
 from fgkd_jax.evaluation import EVALUATORS

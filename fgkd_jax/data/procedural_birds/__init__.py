@@ -22,9 +22,12 @@ the data set is measured again.
 Captions (`captions`) are told when they are asked for, from the visible attributes that are stored,
 with mistakes at a stated rate; they have a version of their own, and change no stored byte.
 
-**What is to come.** The configuration `zero_shot` (more species, some of them unseen) and
-`detection` (several birds in a scene) are not drawn yet. They have configurations, and so streams,
-of their own; `Species`, `draw_bird` and `draw_scene` serve them as they are.
+**Unseen species.** The configuration `zero_shot` draws 48 other species in the same way, 12 of them
+in the split `test_unseen` alone; see `zero_shot`.
+
+**What is to come.** The configuration `detection` (several birds in a scene) is not drawn yet. It
+has a configuration, and so streams, of its own; `Species`, `draw_bird` and `draw_scene` serve it as
+they are.
 """
 
 from fgkd_jax.data.procedural_birds.anatomy import PARTS
@@ -54,4 +57,10 @@ from fgkd_jax.data.procedural_birds.world import (
     World,
     make_world,
     traits_of,
+)
+from fgkd_jax.data.procedural_birds.zero_shot import (
+    describe_species,
+    draw_zero_shot,
+    seen_species,
+    zero_shot_world,
 )

@@ -11,13 +11,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 
-from fgkd_jax.data.procedural_birds import examples
+from fgkd_jax.data.procedural_birds import examples, zero_shot
 from fgkd_jax.data.procedural_birds.anatomy import PARTS
 from fgkd_jax.data.procedural_birds.records import Record, draw_records
-from fgkd_jax.data.procedural_birds.world import ATTRIBUTES
+from fgkd_jax.data.procedural_birds.world import ATTRIBUTES, World
 
 VERSION = "1.0.0"
-SPLITS = tuple(examples.PER_SPECIES)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -30,9 +29,63 @@ class BirdsConfig(tfds.core.BuilderConfig):
 
     per_species: dict[str, int]
 
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits, in the order in which they are drawn."""
+        return tuple(self.per_species)
+
+    @property
+    def world(self) -> World:
+        """The species."""
+        return examples.birds_world()
+
     def tasks(self, split: str) -> list[tuple[str, int]]:
-        """Returns (split, index) of a split's examples, in order."""
+        """Returns (split, index) of a split's examples, in order, as `draw_task` takes them."""
         return [(split, index) for index in range(self.per_species[split] * examples.NUM_SPECIES)]
+
+    def label_of(self, split: str, index: int) -> int:
+        """Returns the species of a split's example."""
+        del split
+        return examples.label_of(index)
+
+    def id_of(self, split: str, index: int) -> int:
+        """Returns the id of a split's example."""
+        return examples.id_of(split, index)
+
+    def captions_of(
+        self, visible_attributes: np.ndarray, split: str, index: int
+    ) -> tuple[str, ...]:
+        """Returns what ten people say of a split's example."""
+        return examples.captions_of(visible_attributes, split, index)
+
+
+@dataclasses.dataclass(kw_only=True)
+class ZeroShotConfig(BirdsConfig):
+    """The configuration with unseen species."""
+
+    @property
+    def world(self) -> World:
+        """The species."""
+        return zero_shot.zero_shot_world()
+
+    def tasks(self, split: str) -> list[tuple[str, int]]:
+        """Returns (split, index) of a split's examples, in order, as `draw_task` takes them."""
+        size = self.per_species[split] * len(zero_shot.species_of(split))
+        return [(zero_shot.PREFIX + split, index) for index in range(size)]
+
+    def label_of(self, split: str, index: int) -> int:
+        """Returns the species of a split's example."""
+        return zero_shot.label_of(split, index)
+
+    def id_of(self, split: str, index: int) -> int:
+        """Returns the id of a split's example."""
+        return zero_shot.id_of(split, index)
+
+    def captions_of(
+        self, visible_attributes: np.ndarray, split: str, index: int
+    ) -> tuple[str, ...]:
+        """Returns what ten people say of a split's example."""
+        return zero_shot.captions_of(visible_attributes, split, index)
 
 
 CONFIGS = {
@@ -45,6 +98,11 @@ CONFIGS = {
         name="tiny",
         description="the first few examples of `classification`, for tests and smoke runs",
         per_species={"train": 2, "validation": 1, "test": 1},
+    ),
+    "zero_shot": ZeroShotConfig(
+        name="zero_shot",
+        description="48 species with independent traits, 12 of them unseen in training",
+        per_species=dict(zero_shot.PER_SPECIES),
     ),
 }
 
@@ -73,7 +131,7 @@ class ProceduralBirds(tfds.core.GeneratorBasedBuilder):
         super().__init__(file_format="array_record", **options)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        world = examples.birds_world()
+        world = self.builder_config.world
         features = tfds.features
         square = (examples.SIZE, examples.SIZE)
         return tfds.core.DatasetInfo(
@@ -98,11 +156,12 @@ class ProceduralBirds(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
         del dl_manager
-        tasks = [task for split in SPLITS for task in self.builder_config.tasks(split)]
+        splits = self.builder_config.splits
+        tasks = [task for split in splits for task in self.builder_config.tasks(split)]
         records = self._all_records(tasks)
         # One row of records feeds the splits one after another, so that the drawing processes
         # start once; TFDS asks for the splits in the order of this dict.
-        return {split: self._generate_examples(split, records) for split in SPLITS}
+        return {split: self._generate_examples(split, records) for split in splits}
 
     def _all_records(self, tasks: list[tuple[str, int]]) -> Iterator[Record]:
         bar = tqdm.tqdm(
@@ -121,7 +180,7 @@ class ProceduralBirds(tfds.core.GeneratorBasedBuilder):
     ) -> Iterator[tuple[int, Record]]:
         for _, index in self.builder_config.tasks(split):
             record = next(records)
-            if record["id"] != examples.id_of(split, index):
+            if record["id"] != self.builder_config.id_of(split, index):
                 raise RuntimeError(f"drew example {record['id']} where {split}/{index} was due")
             # Encoded bytes, since TFDS needs TensorFlow to encode an array.
             yield index, record | {key: io.BytesIO(record[key]) for key in ("image", "mask")}

@@ -17,11 +17,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from fgkd_jax.data.base import DatasetInfo, Example, SplitSources, fingerprint
-from fgkd_jax.data.procedural_birds import examples
 from fgkd_jax.data.procedural_birds.anatomy import GROUP_PARTS, PARTS
 from fgkd_jax.data.procedural_birds.builder import (
     CONFIGS,
-    SPLITS,
     VERSION,
     ProceduralBirds,
     default_workers,
@@ -29,6 +27,7 @@ from fgkd_jax.data.procedural_birds.builder import (
 from fgkd_jax.data.procedural_birds.captions import caption_words
 from fgkd_jax.data.procedural_birds.records import decode_mask
 from fgkd_jax.data.procedural_birds.world import ATTRIBUTES, World
+from fgkd_jax.data.procedural_birds.zero_shot import describe_species
 from fgkd_jax.data.vocabulary import Vocabulary
 from fgkd_jax.errors import UserError, nearest
 
@@ -46,12 +45,13 @@ def open_birds(
 
     Args:
       data_dir: the folder that holds the data sets.
-      config: `classification`, or `tiny` (96 of its examples).
+      config: `classification`, `tiny` (96 of its examples) or `zero_shot`.
       workers: processes that draw; None is one per core, 0 draws in this process.
       progress: show a progress bar while drawing.
 
     Returns:
-      Splits `train`, `validation` and `test` of `BirdSource`, and their description.
+      A `BirdSource` for each of the splits `train`, `validation` and `test`, or `train`,
+      `test_seen` and `test_unseen` of `zero_shot`; and their description.
 
     Raises:
       UserError: there is no such configuration, or the folder cannot be written to.
@@ -59,9 +59,9 @@ def open_birds(
     build_birds(data_dir, config=config, workers=workers, progress=progress)
     folder = str(birds_folder(data_dir, config=config))
     sources = {}
-    for split in SPLITS:
+    for split in CONFIGS[config].splits:
         tasks = CONFIGS[config].tasks(split)
-        sources[split] = BirdSource(folder, split, len(tasks))
+        sources[split] = BirdSource(folder, split, len(tasks), config)
     return SplitSources(info=_describe(config, sources), sources=sources)
 
 
@@ -80,7 +80,7 @@ def build_birds(
 
     Args:
       data_dir: the folder that holds the data sets; made if missing.
-      config: `classification` or `tiny`.
+      config: `classification`, `tiny` or `zero_shot`.
       workers: processes that draw; None is one per core, 0 draws in this process.
       progress: show a progress bar.
 
@@ -114,7 +114,7 @@ def birds_folder(data_dir: str | os.PathLike[str], *, config: str = "classificat
 
     Args:
       data_dir: the folder that holds the data sets.
-      config: `classification` or `tiny`.
+      config: `classification`, `tiny` or `zero_shot`.
 
     Returns:
       `<data_dir>/procedural_birds/<config>/<version>`.
@@ -152,23 +152,27 @@ def _quiet() -> Iterator[None]:
 
 
 def _describe(config: str, sources: dict[str, "BirdSource"]) -> DatasetInfo:
-    world = examples.birds_world()
+    world = CONFIGS[config].world
+    described = describe_species() if config == "zero_shot" else None
     names = tuple(one.name for one in world.species)
+    mark = fingerprint(
+        version=VERSION,
+        class_names=names,
+        labels=np.concatenate([source.labels for source in sources.values()]),
+        ids=np.concatenate([source.ids for source in sources.values()]),
+    )
     return DatasetInfo(
         name=f"{_NAME}/{config}",
         class_names=names,
         splits={split: len(source) for split, source in sources.items()},
         groupings={"genus": world.genus_of},
-        fingerprint=fingerprint(
-            version=VERSION,
-            class_names=names,
-            labels=np.concatenate([source.labels for source in sources.values()]),
-            ids=np.concatenate([source.ids for source in sources.values()]),
-        ),
+        fingerprint=f"{mark}-{described.fingerprint}" if described else mark,
         part_names=PARTS,
         attribute_names=ATTRIBUTES,
-        separating_parts=_separating_parts(world),
         vocabulary=Vocabulary(caption_words()),
+        # Species whose traits are independent differ nearly everywhere.
+        separating_parts=() if described else _separating_parts(world),
+        descriptions=described,
     )
 
 
@@ -190,17 +194,21 @@ def _separating_parts(world: World) -> tuple[tuple[int, ...], ...]:
 
 @dataclasses.dataclass(frozen=True)
 class BirdSource:
-    """One split, by index; example i is the one that `draw_example(split, i)` draws.
+    """One split, by index.
+
+    Example i is the one that `draw_example(split, i)` draws, of `zero_shot` `draw_zero_shot`.
 
     Attributes:
       folder: where the configuration is kept.
       split: the split.
       size: its number of examples.
+      config: the configuration.
     """
 
     folder: str
     split: str
     size: int
+    config: str = "classification"
 
     def __len__(self) -> int:
         return self.size
@@ -208,12 +216,14 @@ class BirdSource:
     @property
     def labels(self) -> np.ndarray:
         """The species of all examples: int64[n]."""
-        return np.array([examples.label_of(index) for index in range(self.size)], np.int64)
+        config = CONFIGS[self.config]
+        return np.array([config.label_of(self.split, i) for i in range(self.size)], np.int64)
 
     @property
     def ids(self) -> np.ndarray:
         """The ids of all examples: int64[n]."""
-        return np.array([examples.id_of(self.split, index) for index in range(self.size)], np.int64)
+        config = CONFIGS[self.config]
+        return np.array([config.id_of(self.split, i) for i in range(self.size)], np.int64)
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Returns the ten captions of an example.
@@ -225,7 +235,7 @@ class BirdSource:
           Ten sentences.
         """
         visible = self._record(index)["visible_attributes"]
-        return examples.captions_of(visible, self.split, operator.index(index))
+        return CONFIGS[self.config].captions_of(visible, self.split, operator.index(index))
 
     def __getitem__(self, index: int) -> Example:
         record = self._record(index)

@@ -14,7 +14,7 @@ import numpy as np
 from fgkd_jax.data.procedural_birds import bird, captions, scene
 from fgkd_jax.data.procedural_birds.canvas import Canvas
 from fgkd_jax.data.procedural_birds.streams import Stream
-from fgkd_jax.data.procedural_birds.world import GROUPS, World, make_world
+from fgkd_jax.data.procedural_birds.world import GROUPS, Species, World, make_world
 from fgkd_jax.errors import UserError, nearest
 
 SIZE = 256
@@ -33,10 +33,10 @@ class DrawnExample:
 
     Attributes:
       image: uint8[256, 256, 3].
-      label: the species, 0 .. 23.
+      label: the species, 0 .. 23 (0 .. 47 of `zero_shot`).
       genus: its genus, 0 .. 7.
       id: unique in the data set, whatever the split.
-      name: `<split>/<index>`.
+      name: `<split>/<index>`, with the configuration before it where it is another one.
       attributes: float32[57], the species' attributes as annotators would give them.
       visible_attributes: uint8[57], 1 where the bird has the attribute and it can be seen here.
       parts: float32[12, 3], x and y in pixels, 1 where the part can be seen.
@@ -128,8 +128,41 @@ def draw_example(
     label = label_of(index) if label is None else label
     if not 0 <= label < NUM_SPECIES:
         raise UserError(f"there is no species {label}; expected 0 to {NUM_SPECIES - 1}")
-    species = birds_world().species[label]
-    key = (seed, _CLASSIFICATION, _FIRST_ID[split], index)
+    return draw_species(
+        (seed, _CLASSIFICATION, _FIRST_ID[split], index),
+        birds_world().species[label],
+        label=label,
+        number=id_of(split, index),
+        name=f"{split}/{index:06d}",
+        attributes=birds_world().class_attributes[label],
+        with_bird=with_bird,
+    )
+
+
+def draw_species(
+    key: tuple[int, ...],
+    species: Species,
+    *,
+    label: int,
+    number: int,
+    name: str,
+    attributes: np.ndarray,
+    with_bird: bool = True,
+) -> DrawnExample:
+    """Draws one bird of a species.
+
+    Args:
+      key: decides pose, scene and the bird's individual differences.
+      species: what to draw.
+      label: of the species.
+      number: id of the example.
+      name: of the example.
+      attributes: float32[attributes], the species' own.
+      with_bird: see `draw_example`.
+
+    Returns:
+      The example.
+    """
     pose = bird.sample_pose(Stream(*key, _POSE), size=SIZE)
     birds = [(species.traits, pose)] if with_bird else []
     image, canvas = draw_scene(key, birds, poses=[pose])
@@ -138,9 +171,9 @@ def draw_example(
         image=image,
         label=label,
         genus=species.genus,
-        id=id_of(split, index),
-        name=f"{split}/{index:06d}",
-        attributes=birds_world().class_attributes[label],
+        id=number,
+        name=name,
+        attributes=attributes,
         visible_attributes=species.indicators * visible_groups(canvas, 1, pose),
         parts=visible_parts(mask, pose),
         bbox=tight_box(mask),

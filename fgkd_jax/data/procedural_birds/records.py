@@ -18,7 +18,8 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
-from fgkd_jax.data.procedural_birds.examples import DrawnExample, draw_example
+from fgkd_jax.data.procedural_birds.examples import DrawnExample
+from fgkd_jax.data.procedural_birds.zero_shot import draw_task
 
 Record = dict[str, Any]
 Task = tuple[str, int]
@@ -59,7 +60,7 @@ def draw_records(tasks: Sequence[Task], *, workers: int) -> Iterator[Record]:
     """Draws and encodes examples, in order.
 
     Args:
-      tasks: (split, index) of each.
+      tasks: (split, index) of each, as `draw_task` takes them.
       workers: processes that draw; with 0, this one does.
 
     Yields:
@@ -69,7 +70,7 @@ def draw_records(tasks: Sequence[Task], *, workers: int) -> Iterator[Record]:
       RuntimeError: a process ended before it had drawn its share.
     """
     if workers == 0:
-        yield from (encode(draw_example(split, index)) for split, index in tasks)
+        yield from (encode(draw_task(split, index)) for split, index in tasks)
         return
     with contextlib.ExitStack() as stack:
         processes = []

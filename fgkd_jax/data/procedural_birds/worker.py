@@ -3,8 +3,8 @@
 import os
 import sys
 
-from fgkd_jax.data.procedural_birds.examples import draw_example
 from fgkd_jax.data.procedural_birds.records import encode, receive, send
+from fgkd_jax.data.procedural_birds.zero_shot import draw_task
 
 
 def main() -> None:
@@ -15,7 +15,7 @@ def main() -> None:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         try:
             for split, index in tasks:
-                send(out, encode(draw_example(split, index)))
+                send(out, encode(draw_task(split, index)))
         except BrokenPipeError:
             # The builder has gone; closing the pipe must not fail once more.
             os._exit(1)

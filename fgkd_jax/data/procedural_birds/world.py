@@ -65,13 +65,16 @@ _EPITHETS = {
     "tail_tip": "tipped",
     "leg_colour": "legged",
 }
-# A mark in the colour it sits on, or next to, would be no mark.
-_BARRED_VALUES = {
-    "crimson": {"red"},
-    "rufous": {"red"},
-    "gold": {"yellow"},
-    "rose": {"red"},
-}
+BARRED_VALUES: Mapping[str, frozenset[str]] = types.MappingProxyType(
+    {
+        "crimson": frozenset({"red"}),
+        "rufous": frozenset({"red"}),
+        "gold": frozenset({"yellow"}),
+        "rose": frozenset({"red"}),
+    }
+)
+"""Values that a bird of a body colour does not have: a mark in the colour it sits on is none."""
+
 # How surely a person sees the group in a picture, and how readily one of its values is taken for
 # another: what the class attributes of a data set with human annotators are made of.
 _CERTAINTY = {
@@ -232,8 +235,13 @@ def _genus_traits(seed: int, genera: int) -> list[dict[str, str]]:
     return result
 
 
+def genus_names(stream: Stream, genera: int) -> list[str]:
+    """Returns names of genera, in an order of the stream's."""
+    return stream.permutation(_GENUS_NAMES)[:genera]
+
+
 def _allowed(group: str, body_colour: str) -> list[str]:
-    barred = _BARRED_VALUES.get(body_colour, set())
+    barred = BARRED_VALUES.get(body_colour, frozenset())
     return [value for value in GROUPS[group] if value not in barred]
 
 
@@ -277,7 +285,7 @@ def make_world(seed: int, *, genera: int = 8) -> World:
     if not 1 <= genera <= len(_GENUS_NAMES):
         raise UserError(f"genera = {genera}; expected 1 to {len(_GENUS_NAMES)}")
     stream = Stream(seed, _GENERA, 1)
-    names = stream.permutation(_GENUS_NAMES)[:genera]
+    names = genus_names(stream, genera)
     firsts, shift = stream.permutation(SMALL_GROUPS), stream.integer(1, len(SMALL_GROUPS))
     species = []
     for genus, shared in enumerate(_genus_traits(seed, genera)):

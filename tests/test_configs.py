@@ -7,9 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from fgkd_jax.cli.batch_spec import image_spec
+from fgkd_jax.cli.batch_spec import batch_spec
 from fgkd_jax.cli.config import config_folder, find_config, load_config
 from fgkd_jax.cli.experiment import experiment_to_dict, parse_experiment
+from fgkd_jax.data.base import DatasetInfo
 from fgkd_jax.errors import UserError
 from fgkd_jax.protocols import split_variables
 from fgkd_jax.train.init import abstract_variables
@@ -18,6 +19,18 @@ from fgkd_jax.train.state import TrainState
 from fgkd_jax.train.step import make_train_step
 
 NAMES = sorted(path.stem for path in config_folder().glob("*.py"))
+
+
+def completed(experiment, *, batch_size):
+    """The method for 7 classes, and a batch."""
+    known = {"num_classes": 7}
+    shape = None
+    if experiment.method.task == "zero_shot":
+        shape = (7, 7, 2048)
+        known |= {"num_attributes": 5, "word_size": 6}
+    info = DatasetInfo("some", tuple("abcdefg"), {"train": 70}, feature_shape=shape)
+    spec = batch_spec(info, experiment.data, batch_size=batch_size)
+    return dataclasses.replace(experiment.method, **known), spec
 
 
 def test_there_are_configs():
@@ -34,9 +47,8 @@ def test_first_line_is_the_command(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_train_step_has_consistent_shapes(name):
     experiment = load_config(name)
-    method = dataclasses.replace(experiment.method, num_classes=7)
     size = experiment.train.batch_size
-    spec = image_spec(experiment.data, batch_size=size)
+    method, spec = completed(experiment, batch_size=size)
     variables = abstract_variables(method, spec)
     optimizer = make_optimizer(
         experiment.optim, variables["params"], total_steps=experiment.train.steps
@@ -60,7 +72,8 @@ def test_train_step_has_consistent_shapes(name):
     assert metrics["loss"].shape == ()
     assert metrics["example_finite"].shape == (size,)
     predictions = jax.eval_shape(method.predict, variables, spec)
-    assert predictions["logits"].shape == (size, 7)
+    scores = "scores" if method.task == "zero_shot" else "logits"
+    assert predictions[scores].shape == (size, 7)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -134,12 +147,12 @@ def test_a_variant_differs_from_its_config(name):
     experiment = load_config(name)
     assert experiment != load_config(name.partition(":")[0])
     batch_size = 8
-    spec = image_spec(experiment.data, batch_size=batch_size)
+    method, spec = completed(experiment, batch_size=batch_size)
     spec["bbox"] = jax.ShapeDtypeStruct((batch_size, 4), np.float32)
-    method = dataclasses.replace(experiment.method, num_classes=7)
     variables = abstract_variables(method, spec)
     predictions = jax.eval_shape(method.predict, variables, spec)
-    assert predictions["logits"].shape == (batch_size, 7)
+    scores = "scores" if method.task == "zero_shot" else "logits"
+    assert predictions[scores].shape == (batch_size, 7)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -58,6 +58,16 @@ RELEASED_RUNS: Mapping[str, ReleasedRun] = {
 """By data set, as of the options in `fgkd_jax.methods.msdn_presets.RELEASED`."""
 
 
+FIGURES = (
+    "zero_shot_accuracy",
+    "seen_accuracy",
+    "unseen_accuracy",
+    "harmonic_mean",
+    "ausuc",
+)
+"""Of a row of zero-shot recognition."""
+
+
 def released_optimizer(*, momentum: float = 0.9) -> dict[str, Any]:
     """Describes the optimiser of the released code: PyTorch's RMSprop with coupled weight decay.
 
@@ -83,10 +93,11 @@ def region_features(
     name: str,
     recipe: str,
     *,
+    title: str,
     variant: str = "",
-    data: Mapping[str, Any],
-    report: Mapping[str, Any],
+    data: Mapping[str, Any] | None = None,
     method: Mapping[str, Any] | None = None,
+    report: Mapping[str, Any] | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
 ) -> ConfigDict:
@@ -95,11 +106,12 @@ def region_features(
     Args:
       name: of the method.
       recipe: a key of `RELEASED_RUNS`.
+      title: of the row, before its variant.
       variant: words separated by commas: a preset (`reference`, `paper`) and an ablation (`both`,
         `undistilled`, `text_to_image`, `image_to_text`).
-      data: data set and what else there is to it.
-      report: title and figures of the row.
+      data: options of the data besides a folder of features.
       method: options that differ from the released ones.
+      report: what else there is to the row.
       steps: of the whole run, where it is not the released one.
       batch_size: of training, likewise.
 
@@ -118,7 +130,11 @@ def region_features(
         {
             "seed": run.seed,
             "method": {"name": name, **_options(variant, recipe), **(method or {})},
-            "data": {"images_per_class": run.images_per_class, **data},
+            "data": {
+                "dataset": "features",
+                "images_per_class": run.images_per_class,
+                **(data or {}),
+            },
             "optim": released_optimizer(momentum=run.momentum),
             "train": {
                 "steps": total,
@@ -127,8 +143,14 @@ def region_features(
                 "log_every": min(100, every),
                 "eval_every": every,
             },
-            "checkpoint": {"every_steps": every},
-            "report": {"paper": NO_RUN, **report},
+            "checkpoint": {"every_steps": total, "best_metric": "best_harmonic_mean"},
+            "report": {
+                "title": f"{title}, {variant.replace(',', ', ')}" if variant else title,
+                "paper": NO_RUN,
+                "split": "test_seen+test_unseen",
+                "figures": FIGURES,
+                **(report or {}),
+            },
         }
     )
 

@@ -14,8 +14,7 @@ def make(recipe="cub", variant="", **options):
         "msdn",
         recipe,
         variant=variant,
-        data={"dataset": "image_folder"},
-        report={"title": "features"},
+        title="features",
         **options,
     )
     return parse_experiment(config.to_dict())
@@ -46,7 +45,8 @@ def test_every_data_set_has_its_released_settings():
 
 
 def test_words_choose_a_preset_and_an_ablation():
-    assert make(variant="reference,both") == make()
+    assert make(variant="reference,both").method == make().method
+    assert make(variant="paper").report.title == "features, paper"
     assert make(variant="image_to_text").method.subnets == SUBNETS[1:]
     paper = make("sun", "undistilled,paper").method
     assert (paper.label_classes, paper.distillation_weight, paper.fusion) == ("seen", 0, (0.7, 0.3))

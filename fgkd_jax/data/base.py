@@ -25,6 +25,10 @@ Example = dict[str, Any]
 | `parts` | optional float32[p, 3], (x, y, visible 0 or 1) |
 | `mask` | optional uint8[h, w], non-zero on the object |
 | `attributes` | optional float32[a] in [0, 1] |
+| `boxes` | of detection, in place of `label`: float32[g, 4], as `bbox`; g may be 0 |
+| `box_labels` | of detection: int32[g], indices into `DatasetInfo.class_names` |
+| `box_ignored` | of detection: bool[g], True for objects that need not be found |
+| `annotated_size` | optional int[2], (height, width) that the boxes were drawn in |
 
 Coordinates are in pixels, continuous: pixel i covers [i, i + 1), the image [0, w] x [0, h].
 """
@@ -216,10 +220,12 @@ class Inspection:
     Attributes:
       dataset: what could be read; None when nothing could.
       problems: one line each; empty when the data set can be used.
+      notes: rows (what, found) of what the reader counted, for a report.
     """
 
     dataset: Dataset | None
     problems: tuple[str, ...] = ()
+    notes: tuple[tuple[str, str], ...] = ()
 
     def usable(self) -> Dataset:
         """Returns the data set.

@@ -8,12 +8,14 @@ from pathlib import Path
 from fgkd_jax.data import (
     aircraft,
     cifar,
+    coco_json,
     cub,
     cub_zero_shot,
     feature_folder,
     flowers,
     image_folder,
     tfds_names,
+    voc_xml,
     xlsa17,
 )
 from fgkd_jax.data.base import Dataset, Inspection, Report
@@ -47,7 +49,8 @@ def open_dataset(name: str, *, data_dir: str | None = None) -> Dataset:
       name: "procedural_birds/classification", "procedural_birds/zero_shot", "cub200_2011",
         "cub200_2011/zero_shot", "cifar10", "cifar100", "flowers102", "fgvc_aircraft",
         "image_folder", "xlsa17/CUB" (or another of its folders), "features" (what `fgkd features`
-        wrote), or "tfds/" and the name of a data set that TensorFlow Datasets prepared.
+        wrote), with boxes "coco_json", "voc_xml" and "voc_xml/trainval", or "tfds/" and the name of
+        a data set that TensorFlow Datasets prepared.
       data_dir: its folder, or the one it lies in; None is `$FGKD_DATA_DIR`, else
         `~/.cache/fgkd_jax` (for TFDS, TFDS's own default).
 
@@ -208,6 +211,9 @@ DATASETS: Mapping[str, Opener] = {
     "image_folder": _from_files(
         lambda _, data_dir: image_folder.inspect(data_dir), image_folder.LAYOUT
     ),
+    "coco_json": _from_files(lambda _, data_dir: coco_json.inspect(data_dir), coco_json.WHERE),
+    "voc_xml": _from_files(voc_xml.inspect, voc_xml.WHERE),
+    "voc_xml/trainval": _from_files(voc_xml.inspect, voc_xml.WHERE),
     "tfds/*": Opener(_open_tfds, _check_tfds, _build_tfds),
 }
 """Every data set; a name that ends in `/*` stands for all that begin like it."""

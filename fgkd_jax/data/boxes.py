@@ -199,7 +199,7 @@ class DetectionDataset(SplitSources):
     Attributes:
       category_ids: the number that the annotations give each class, by class index: results in
         COCO's format name classes by it.
-      counts: boxes kept, clipped and dropped, by split.
+      counts: boxes kept, clipped and dropped, by split; empty where all are drawn.
     """
 
     category_ids: tuple[int, ...] = ()

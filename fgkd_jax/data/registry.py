@@ -49,8 +49,9 @@ def open_dataset(name: str, *, data_dir: str | None = None) -> Dataset:
       name: "procedural_birds/classification", "procedural_birds/zero_shot", "cub200_2011",
         "cub200_2011/zero_shot", "cifar10", "cifar100", "flowers102", "fgvc_aircraft",
         "image_folder", "xlsa17/CUB" (or another of its folders), "features" (what `fgkd features`
-        wrote), with boxes "coco_json", "voc_xml" and "voc_xml/trainval", or "tfds/" and the name of
-        a data set that TensorFlow Datasets prepared.
+        wrote), with boxes "coco_json", "voc_xml", "voc_xml/trainval" and
+        "procedural_birds/detection", or "tfds/" and the name of a data set that TensorFlow Datasets
+        prepared.
       data_dir: its folder, or the one it lies in; None is `$FGKD_DATA_DIR`, else
         `~/.cache/fgkd_jax` (for TFDS, TFDS's own default).
 
@@ -197,6 +198,8 @@ DATASETS: Mapping[str, Opener] = {
     "procedural_birds/classification": _BIRDS,
     "procedural_birds/tiny": _BIRDS,
     "procedural_birds/zero_shot": _BIRDS,
+    "procedural_birds/detection": _BIRDS,
+    "procedural_birds/detection_tiny": _BIRDS,
     "cub200_2011": _from_files(lambda _, data_dir: cub.inspect(data_dir), cub.WHERE),
     "cub200_2011/zero_shot": _from_files(
         lambda _, data_dir: cub_zero_shot.inspect(data_dir), cub.WHERE

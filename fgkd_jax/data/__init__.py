@@ -93,7 +93,6 @@ from fgkd_jax.data.base import (
     Dataset,
     DatasetInfo,
     Example,
-    Report,
     Source,
 )
 from fgkd_jax.data.captions import with_text
@@ -107,6 +106,7 @@ from fgkd_jax.data.holdout import holdout
 from fgkd_jax.data.options import DataOptions
 from fgkd_jax.data.pipeline import BatchIterator, divide_train, eval_iterator, train_iterator
 from fgkd_jax.data.registry import build_dataset, check_dataset, open_dataset
+from fgkd_jax.data.report import Report
 from fgkd_jax.data.text import TextOptions, phrases_of
 from fgkd_jax.data.vocabulary import Vocabulary
 from fgkd_jax.data.word_vectors import with_word_vectors

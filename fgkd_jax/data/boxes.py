@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
 
 from fgkd_jax.data.base import (
     DatasetInfo,
@@ -51,13 +50,13 @@ class ClippedBoxes(NamedTuple):
       clipped: bool[g], whether something was cut off.
     """
 
-    boxes: Float[np.ndarray, "g 4"]
-    kept: Bool[np.ndarray, "g"]
-    clipped: Bool[np.ndarray, "g"]
+    boxes: np.ndarray
+    kept: np.ndarray
+    clipped: np.ndarray
 
 
 def clip_to_image(
-    boxes: Float[np.ndarray, "g 4"], *, size: tuple[int, int], least_side: float = 0.0
+    boxes: np.ndarray, *, size: tuple[int, int], least_side: float = 0.0
 ) -> ClippedBoxes:
     """Clips boxes to an image and says which of them still have area.
 
@@ -150,9 +149,9 @@ class BoxTable:
         name: str,
         number: int,
         size: tuple[int, int],
-        boxes: Float[np.ndarray, "g 4"],
-        labels: Int[np.ndarray, "g"],
-        ignored: Bool[np.ndarray, "g"],
+        boxes: np.ndarray,
+        labels: np.ndarray,
+        ignored: np.ndarray,
     ) -> None:
         """Adds an image.
 
@@ -267,7 +266,7 @@ def box_notes(tables: Mapping[str, BoxTable]) -> tuple[tuple[str, str], ...]:
     return tuple(rows)
 
 
-def image_sizes(source: Source) -> Int[np.ndarray, "n 2"]:
+def image_sizes(source: Source) -> np.ndarray:
     """Returns the sizes of all images of a source.
 
     Args:

@@ -9,10 +9,11 @@ from functools import partial
 import numpy as np
 from tqdm import tqdm
 
-from fgkd_jax.data.base import CorruptImageError, Dataset, Inspection, Report, Source
+from fgkd_jax.data.base import CorruptImageError, Dataset, Inspection, Source
 from fgkd_jax.data.boxes import size_disagreement
 from fgkd_jax.data.files import MISSING
 from fgkd_jax.data.images import configure_opencv, decode
+from fgkd_jax.data.report import Report
 from fgkd_jax.data.zero_shot import zero_shot_problems
 
 _THREADS = 8

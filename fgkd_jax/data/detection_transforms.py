@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
 
 from fgkd_jax.data.base import Example
 from fgkd_jax.data.boxes import clip_to_image
@@ -32,13 +31,13 @@ class Scene(NamedTuple):
       dropped: boxes lost so far.
     """
 
-    image: UInt8[np.ndarray, "h w 3"]
-    boxes: Float[np.ndarray, "g 4"]
-    labels: Int[np.ndarray, "g"]
-    ignored: Bool[np.ndarray, "g"]
+    image: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    ignored: np.ndarray
     dropped: int = 0
 
-    def select(self, kept: Bool[np.ndarray, "g"]) -> "Scene":
+    def select(self, kept: np.ndarray) -> "Scene":
         """Returns the scene with some of its boxes, the others counted as dropped."""
         return self._replace(
             boxes=self.boxes[kept],

@@ -18,8 +18,9 @@ from fgkd_jax.data import (
     voc_xml,
     xlsa17,
 )
-from fgkd_jax.data.base import Dataset, Inspection, Report
+from fgkd_jax.data.base import Dataset, Inspection
 from fgkd_jax.data.check import check_inspection
+from fgkd_jax.data.report import Report
 from fgkd_jax.data.zero_shot import check_zero_shot
 from fgkd_jax.errors import UserError, nearest
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from fgkd_jax.data import check_dataset, coco_json, open_dataset
-from fgkd_jax.data.base import CorruptImageError
-from fgkd_jax.data.boxes import BoxCounts, clip_to_image, image_sizes
+from fgkd_jax.data.base import CorruptImageError, Subset
+from fgkd_jax.data.boxes import BoxCounts, BoxTable, clip_to_image, image_sizes
 from fgkd_jax.data.holdout import holdout
 from fgkd_jax.errors import UserError
 
@@ -176,6 +176,22 @@ def test_clipping():
     assert clipped.boxes[:2].tolist() == [[0, 0, 5, 5], [9, 0, 10, 3]]
     assert clip_to_image(boxes, size=(6, 10), least_side=1).kept.tolist()[1] is False
     assert clip_to_image(np.zeros((0, 4)), size=(1, 1)).boxes.shape == (0, 4)
+
+
+def test_a_box_outside_the_image_counts_as_dropped_alone():
+    table = BoxTable("")
+    boxes = np.array([[20.0, 0, 30, 5], [-1, 0, 5, 5]])
+    table.add("a.jpg", 0, (6, 10), boxes, np.zeros(2, int), np.zeros(2, bool))
+    assert table.counts == BoxCounts(boxes=1, clipped=1, dropped=1, ignored=0)
+
+
+def test_sizes_of_a_subset():
+    table = BoxTable("")
+    for number in range(4):
+        none = np.zeros(0, int)
+        table.add("a.jpg", number, (5, 10 + number), np.zeros((0, 4)), none, none > 0)
+    subset = Subset(table.source(), np.array([3, 1]), np.zeros(2), np.zeros(2))
+    assert image_sizes(subset).tolist() == [[5, 13], [5, 11]]
 
 
 def test_sizes_are_read_from_headers_where_they_are_not_stated(image_folder):

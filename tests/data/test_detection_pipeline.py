@@ -92,6 +92,24 @@ def test_buckets_are_mixed_evenly():
             assert np.abs(seen - share * np.arange(1, 1001)).max() <= 1 + share
 
 
+def test_the_mixture_differs_from_cycle_to_cycle_and_from_seed_to_seed():
+    members = (np.arange(5), np.arange(3))
+    mixtures = {
+        tuple(BucketOrder(members, 1, seed).image(8 * cycle + step)[0] for step in range(8))
+        for seed in range(3)
+        for cycle in range(3)
+    }
+    assert len(mixtures) > 4
+
+
+def test_batches_follow_the_order(photos):
+    options = DetectionOptions(buckets=BUCKETS)
+    order = BucketOrder(bucket_members(photos.source("train"), BUCKETS), 4, 9)
+    batches = take(detection_train_iterator(photos, options, batch_size=4, seed=9), 5)
+    ids = np.concatenate([batch["id"] for batch in batches]) - 100
+    assert ids.tolist() == [order.image(position)[1] for position in range(20)]
+
+
 def test_a_pass_holds_every_image_once_and_passes_differ():
     order = BucketOrder((np.arange(7) * 10, np.zeros(0, np.int64)), 3, 5)
     rows = [order.image(position)[1] for position in range(70)]

@@ -16,7 +16,8 @@ corrupt, with where to get it; the exit status is 1 when something is.
 data sets: procedural_birds/classification, procedural_birds/zero_shot, cub200_2011,
 cub200_2011/zero_shot, cifar10, cifar100, image_folder, xlsa17/NAME (SUN, CUB, AWA2), features (what
 fgkd features wrote), and tfds/NAME for those that TensorFlow Datasets prepares (cars196,
-i_naturalist2017, ...).
+i_naturalist2017, ...); with boxes procedural_birds/detection, coco_json, voc_xml and
+voc_xml/trainval.
 """
 
 

@@ -63,6 +63,25 @@ words at most:
 The other image is of another class where that is possible, and the same whatever the batch size
 (`fgkd_jax.data.captions.partners`).
 
+Detection (task `detection`; `detection_train_iterator` and `detection_eval_iterator`). All images
+of a batch are of one size (h, w), one of `DetectionOptions.buckets`; m is
+`DetectionOptions.max_boxes`:
+
+| key | type and shape | values |
+|---|---|---|
+| `image` | uint8 [b, h, w, 3] | RGB in the top left corner, 0 in the rest |
+| `valid_size` | int32 [b, 2] | rows and columns that hold the image |
+| `original_size` | int32 [b, 2] | of the image before it was resized |
+| `boxes` | float32 [b, m, 4] | (x_min, y_min, x_max, y_max) in pixels of `image` |
+| `box_labels` | int32 [b, m] | an index into `info.class_names` |
+| `box_mask` | bool [b, m] | True where the row holds a box; the first rows do, or none |
+| `box_ignored` | bool [b, m] | True for objects that need not be found: crowds, difficult ones |
+| `dropped_boxes` | int32 [b] | boxes that a crop, `least_side` or `max_boxes` left out |
+| `id`, `mask` | int32, bool [b] | as in classification; there is no `label` |
+
+Rows without a box are 0. In evaluation no box is left out, and a box in the batch times
+`original_size` / `valid_size` is one in the original image.
+
 Boxes and points are in pixels of `image`, after cropping, resizing and flipping. Coordinates are
 continuous: pixel i covers [i, i + 1), the image [0, w] x [0, h]. `info.part_names` and
 `info.attribute_names` name rows and entries. Any other key of an example can be asked for in the
@@ -74,15 +93,20 @@ from fgkd_jax.data.base import (
     Dataset,
     DatasetInfo,
     Example,
-    Report,
     Source,
 )
 from fgkd_jax.data.captions import with_text
 from fgkd_jax.data.class_descriptions import ClassDescriptions
+from fgkd_jax.data.detection_pipeline import (
+    DetectionOptions,
+    detection_eval_iterator,
+    detection_train_iterator,
+)
 from fgkd_jax.data.holdout import holdout
 from fgkd_jax.data.options import DataOptions
 from fgkd_jax.data.pipeline import BatchIterator, divide_train, eval_iterator, train_iterator
 from fgkd_jax.data.registry import build_dataset, check_dataset, open_dataset
+from fgkd_jax.data.report import Report
 from fgkd_jax.data.text import TextOptions, phrases_of
 from fgkd_jax.data.vocabulary import Vocabulary
 from fgkd_jax.data.word_vectors import with_word_vectors
@@ -95,6 +119,7 @@ __all__ = [
     "DataOptions",
     "Dataset",
     "DatasetInfo",
+    "DetectionOptions",
     "Example",
     "Report",
     "Source",
@@ -102,6 +127,8 @@ __all__ = [
     "Vocabulary",
     "build_dataset",
     "check_dataset",
+    "detection_eval_iterator",
+    "detection_train_iterator",
     "divide_train",
     "eval_iterator",
     "hold_out_classes",

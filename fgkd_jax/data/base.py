@@ -25,6 +25,10 @@ Example = dict[str, Any]
 | `parts` | optional float32[p, 3], (x, y, visible 0 or 1) |
 | `mask` | optional uint8[h, w], non-zero on the object |
 | `attributes` | optional float32[a] in [0, 1] |
+| `boxes` | of detection, in place of `label`: float32[g, 4], as `bbox`; g may be 0 |
+| `box_labels` | of detection: int32[g], indices into `DatasetInfo.class_names` |
+| `box_ignored` | of detection: bool[g], True for objects that need not be found |
+| `annotated_size` | optional int[2], (height, width) that the boxes were drawn in |
 
 Coordinates are in pixels, continuous: pixel i covers [i, i + 1), the image [0, w] x [0, h].
 """
@@ -216,10 +220,12 @@ class Inspection:
     Attributes:
       dataset: what could be read; None when nothing could.
       problems: one line each; empty when the data set can be used.
+      notes: rows (what, found) of what the reader counted, for a report.
     """
 
     dataset: Dataset | None
     problems: tuple[str, ...] = ()
+    notes: tuple[tuple[str, str], ...] = ()
 
     def usable(self) -> Dataset:
         """Returns the data set.
@@ -234,58 +240,6 @@ class Inspection:
             more = len(self.problems) - 1
             raise UserError(self.problems[0] + (f" (and {more} more problems)" if more else ""))
         return self.dataset
-
-
-@dataclass
-class Report:
-    """What `check_dataset` found.
-
-    Attributes:
-      name: the data set.
-      data_dir: where it was looked for.
-      lines: rows of the table, (what, found).
-      problems: one line each; empty when all is well.
-    """
-
-    name: str
-    data_dir: str
-    lines: list[tuple[str, str]] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing is wrong."""
-        return not self.problems
-
-    def add(self, what: str, found: object) -> None:
-        """Adds a row to the table.
-
-        Args:
-          what: what was looked at.
-          found: what was found.
-        """
-        self.lines.append((what, str(found)))
-
-    def render(self, *, limit: int = 20) -> str:
-        """Lays the report out as text.
-
-        Args:
-          limit: how many problems to list; the rest are counted.
-
-        Returns:
-          Several lines: the table, then the problems.
-        """
-        rows = [("data set", self.name), ("looked in", self.data_dir), *self.lines]
-        width = max(len(what) for what, _ in rows)
-        text = [f"{what:<{width}}  {found}" for what, found in rows]
-        text.append(f"{'problems':<{width}}  {len(self.problems) or 'none'}")
-        text += [f"  - {problem}" for problem in self.problems[:limit]]
-        if len(self.problems) > limit:
-            text.append(f"  ... and {len(self.problems) - limit} more")
-        return "\n".join(text)
-
-    def __str__(self) -> str:
-        return self.render()
 
 
 def captions_of(source: Source, index: int) -> tuple[str, ...]:

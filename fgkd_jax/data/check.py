@@ -9,15 +9,18 @@ from functools import partial
 import numpy as np
 from tqdm import tqdm
 
-from fgkd_jax.data.base import CorruptImageError, Dataset, Inspection, Report, Source
+from fgkd_jax.data.base import CorruptImageError, Dataset, Inspection, Source
+from fgkd_jax.data.boxes import size_disagreement
 from fgkd_jax.data.files import MISSING
 from fgkd_jax.data.images import configure_opencv, decode
+from fgkd_jax.data.report import Report
 from fgkd_jax.data.zero_shot import zero_shot_problems
 
 _THREADS = 8
 _CHUNK = 1024
 # Published boxes often end a pixel beyond the image. One that is mostly outside is a mistake.
 _LEAST_INSIDE = 0.5
+_NO_LABEL = -1
 
 
 def check_inspection(name: str, data_dir: str, inspection: Inspection) -> Report:
@@ -36,6 +39,7 @@ def check_inspection(name: str, data_dir: str, inspection: Inspection) -> Report
     report = Report(name, data_dir, problems=list(inspection.problems))
     if inspection.dataset is not None:
         check_examples(report, inspection.dataset)
+        report.lines += inspection.notes
         report.problems += zero_shot_problems(inspection.dataset)
     return report
 
@@ -99,10 +103,10 @@ def _look(source: Source, num_classes: int, index: int) -> _Found:
         example = source[index]
     except CorruptImageError as error:
         return _Found(error.name, unreadable=error.reason)
-    name, label = example["name"], example["label"]
+    name, label = example["name"], example.get("label", _NO_LABEL)
     # A reader that knows no label has said so, and gives -1.
     wrong = f"label is {label}; expected 0 to {num_classes - 1}"
-    label_problem = "" if label == -1 or 0 <= label < num_classes else wrong
+    label_problem = "" if label == _NO_LABEL or 0 <= label < num_classes else wrong
     if "features" in example:
         finite = np.isfinite(example["features"]).all()
         reason = "" if finite else "features are not finite"
@@ -111,8 +115,9 @@ def _look(source: Source, num_classes: int, index: int) -> _Found:
         height, width = decode(example["image"], name).shape[:2]
     except CorruptImageError as error:
         return _Found(name, example["id"], unreadable=error.reason, label=label_problem)
+    size = size_disagreement(example, height, width)
     box, overhangs = _look_at_box(example.get("bbox"), height, width)
-    return _Found(name, example["id"], label=label_problem, box=box, overhangs=overhangs)
+    return _Found(name, example["id"], label=label_problem, box=size or box, overhangs=overhangs)
 
 
 def _look_at_box(box: np.ndarray | None, height: int, width: int) -> tuple[str, bool]:

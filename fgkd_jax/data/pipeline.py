@@ -146,7 +146,7 @@ def train_iterator(
     """
     import grain
 
-    rows = _local_size(batch_size, process_index, process_count)
+    rows = local_size(batch_size, process_index, process_count)
     check_value("seed", seed, 0 <= seed < 2**32, "in [0, 2^32)")
     check_value("start_step", start_step, start_step >= 0, "at least 0")
     dataset = divide_train(dataset, options)
@@ -171,7 +171,7 @@ def train_iterator(
     # Batches come before the slice, so that a process takes whole blocks of consecutive rows.
     batches = stream.random_map(load.train).batch(rows, drop_remainder=True, batch_fn=_collate)
     batches = batches[start_step * process_count + process_index :: process_count]
-    return BatchIterator(_prefetched(batches, options), step=start_step)
+    return BatchIterator(_in_background(batches, options), step=start_step)
 
 
 def eval_iterator(
@@ -207,7 +207,7 @@ def eval_iterator(
     """
     import grain
 
-    rows = _local_size(batch_size, process_index, process_count)
+    rows = local_size(batch_size, process_index, process_count)
     source, info = _eval_source(dataset, split, options)
     load = ExampleLoader(
         source,
@@ -220,7 +220,7 @@ def eval_iterator(
     positions = -(-len(source) // batch_size) * batch_size
     batches = grain.MapDataset.range(positions).map(load.evaluate).batch(rows, batch_fn=_collate)
     batches = batches[process_index::process_count]
-    return BatchIterator(_prefetched(batches, options), step=0)
+    return BatchIterator(_in_background(batches, options), step=0)
 
 
 def _encoder(options: DataOptions, info: DatasetInfo, *, train: bool) -> CaptionEncoder | None:
@@ -254,24 +254,56 @@ def _collate(rows: list[Example]) -> dict[str, Any]:
     return {**batch, CORRUPT: tuple(pair for row in rows for pair in row[CORRUPT])}
 
 
-def _prefetched(batches: Any, options: DataOptions) -> Any:
-    """Iterates over a Grain data set of batches with threads and, on demand, processes."""
+def _in_background(batches: Any, options: DataOptions) -> Any:
+    """Iterates as the options say."""
+    return prefetched(
+        batches,
+        num_workers=options.num_workers,
+        read_threads=options.read_threads,
+        prefetch_batches=options.prefetch_batches,
+    )
+
+
+def prefetched(batches: Any, *, num_workers: int, read_threads: int, prefetch_batches: int) -> Any:
+    """Iterates over a Grain data set of batches with threads and, on demand, processes.
+
+    Args:
+      batches: the data set.
+      num_workers: as `DataOptions` has it.
+      read_threads: likewise.
+      prefetch_batches: likewise.
+
+    Returns:
+      An iterator with a method `close`.
+    """
     import grain
 
-    buffer = max(options.prefetch_batches, options.read_threads)
-    read = grain.ReadOptions(num_threads=options.read_threads, prefetch_buffer_size=buffer)
+    buffer = max(prefetch_batches, read_threads)
+    read = grain.ReadOptions(num_threads=read_threads, prefetch_buffer_size=buffer)
     stream = batches.to_iter_dataset(read)
-    if options.num_workers:
+    if num_workers:
         # Grain asks absl for its flags even where nothing has parsed any, in a notebook say.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
-        workers = grain.MultiprocessingOptions(num_workers=options.num_workers)
+        workers = grain.MultiprocessingOptions(num_workers=num_workers)
         stream = stream.mp_prefetch(workers)
     return iter(stream)
 
 
-def _local_size(batch_size: int, process_index: int, process_count: int) -> int:
-    """Rows of a batch that each process delivers."""
+def local_size(batch_size: int, process_index: int, process_count: int) -> int:
+    """Checks a division of batches over processes.
+
+    Args:
+      batch_size: of the global batch.
+      process_index: which process this is.
+      process_count: how many there are.
+
+    Returns:
+      The rows of a batch that each process delivers.
+
+    Raises:
+      UserError: an argument is out of range, or the batch cannot be divided.
+    """
     check_value("batch_size", batch_size, batch_size > 0, "at least 1")
     check_value("process_count", process_count, process_count > 0, "at least 1")
     check_value("process_index", process_index, 0 <= process_index < process_count, "in [0, count)")

@@ -8,16 +8,19 @@ from pathlib import Path
 from fgkd_jax.data import (
     aircraft,
     cifar,
+    coco_json,
     cub,
     cub_zero_shot,
     feature_folder,
     flowers,
     image_folder,
     tfds_names,
+    voc_xml,
     xlsa17,
 )
-from fgkd_jax.data.base import Dataset, Inspection, Report
+from fgkd_jax.data.base import Dataset, Inspection
 from fgkd_jax.data.check import check_inspection
+from fgkd_jax.data.report import Report
 from fgkd_jax.data.zero_shot import check_zero_shot
 from fgkd_jax.errors import UserError, nearest
 
@@ -47,7 +50,9 @@ def open_dataset(name: str, *, data_dir: str | None = None) -> Dataset:
       name: "procedural_birds/classification", "procedural_birds/zero_shot", "cub200_2011",
         "cub200_2011/zero_shot", "cifar10", "cifar100", "flowers102", "fgvc_aircraft",
         "image_folder", "xlsa17/CUB" (or another of its folders), "features" (what `fgkd features`
-        wrote), or "tfds/" and the name of a data set that TensorFlow Datasets prepared.
+        wrote), with boxes "coco_json", "voc_xml", "voc_xml/trainval" and
+        "procedural_birds/detection", or "tfds/" and the name of a data set that TensorFlow Datasets
+        prepared.
       data_dir: its folder, or the one it lies in; None is `$FGKD_DATA_DIR`, else
         `~/.cache/fgkd_jax` (for TFDS, TFDS's own default).
 
@@ -194,6 +199,8 @@ DATASETS: Mapping[str, Opener] = {
     "procedural_birds/classification": _BIRDS,
     "procedural_birds/tiny": _BIRDS,
     "procedural_birds/zero_shot": _BIRDS,
+    "procedural_birds/detection": _BIRDS,
+    "procedural_birds/detection_tiny": _BIRDS,
     "cub200_2011": _from_files(lambda _, data_dir: cub.inspect(data_dir), cub.WHERE),
     "cub200_2011/zero_shot": _from_files(
         lambda _, data_dir: cub_zero_shot.inspect(data_dir), cub.WHERE
@@ -208,6 +215,9 @@ DATASETS: Mapping[str, Opener] = {
     "image_folder": _from_files(
         lambda _, data_dir: image_folder.inspect(data_dir), image_folder.LAYOUT
     ),
+    "coco_json": _from_files(lambda _, data_dir: coco_json.inspect(data_dir), coco_json.WHERE),
+    "voc_xml": _from_files(voc_xml.inspect, voc_xml.WHERE),
+    "voc_xml/trainval": _from_files(voc_xml.inspect, voc_xml.WHERE),
     "tfds/*": Opener(_open_tfds, _check_tfds, _build_tfds),
 }
 """Every data set; a name that ends in `/*` stands for all that begin like it."""

@@ -1,6 +1,7 @@
 """Small data sets in the layouts that their authors publish."""
 
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -168,3 +169,79 @@ def cub_split(cub_dir: Path) -> Path:
         test_unseen_loc=np.flatnonzero(labels == 2),
     )
     return path
+
+
+@pytest.fixture
+def coco_dir(tmp_path: Path, encode: Callable[..., bytes]) -> Path:
+    """Two training images, of which the second has no box, and one of validation; categories 3, 7.
+
+    Image 1 has a box over the border, a crowd and a box of no width.
+    """
+    root = tmp_path / "coco"
+    categories = [{"id": 7, "name": "wasp"}, {"id": 3, "name": "ant"}]
+    splits: dict[str, dict[int, list[tuple[int, list[float], int]]]] = {
+        "train2017": {
+            1: [
+                (7, [10.5, 5, 20, 10], 0),
+                (3, [50, 30, 20, 20], 0),
+                (3, [0, 0, 60, 20], 1),
+                (3, [5, 5, 0, 8], 0),
+            ],
+            2: [],
+        },
+        "val2017": {5: [(3, [1, 2, 3, 4], 0)]},
+    }
+    (root / "annotations").mkdir(parents=True)
+    for tag, images in splits.items():
+        rows, boxes = [], []
+        (root / tag).mkdir()
+        for number, found in images.items():
+            (root / tag / f"{number:03d}.jpg").write_bytes(encode(_pixels(number, 40, 60)))
+            rows.append({"id": number, "file_name": f"{number:03d}.jpg", "width": 60, "height": 40})
+            for category, box, crowd in found:
+                boxes.append(
+                    {
+                        "id": len(boxes) + 1,
+                        "image_id": number,
+                        "category_id": category,
+                        "bbox": box,
+                        "iscrowd": crowd,
+                    }
+                )
+        content = {"images": rows, "annotations": boxes, "categories": categories}
+        (root / "annotations" / f"instances_{tag}.json").write_text(json.dumps(content))
+    return root
+
+
+@pytest.fixture
+def voc_dir(tmp_path: Path, encode: Callable[..., bytes]) -> Path:
+    """Images a to d, 60 x 40: a and b train, c validation, d test; d has no object."""
+    root = tmp_path / "VOCdevkit" / "VOC2007"
+    objects = {
+        "a": [("cat", 0, (1, 1, 60, 40)), ("dog", 1, (11, 6, 30, 15))],
+        "b": [("cat", 0, (5, 5, 5, 5)), ("dog", 0, (51, 31, 70, 40))],
+        "c": [("dog", 0, (2, 3, 4, 5))],
+        "d": [],
+    }
+    for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True)
+    for number, (name, found) in enumerate(objects.items()):
+        (root / "JPEGImages" / f"{name}.jpg").write_bytes(encode(_pixels(number, 40, 60)))
+        (root / "Annotations" / f"{name}.xml").write_text(_voc_xml(found))
+    for split, names in {"train": "ba", "val": "c", "test": "d", "trainval": "abc"}.items():
+        (root / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names) + "\n")
+    return root
+
+
+def _voc_xml(objects: list[tuple[str, int, tuple[int, int, int, int]]]) -> str:
+    """An annotation as VOC writes it; a part with a box of its own stands inside each object."""
+    lines = ["<annotation><size><width>60</width><height>40</height><depth>3</depth></size>"]
+    for name, difficult, corners in objects:
+        names = ("xmin", "ymin", "xmax", "ymax")
+        box = "".join(f"<{k}>{v}</{k}>" for k, v in zip(names, corners, strict=True))
+        lines.append(
+            f"<object><name>{name}</name><difficult>{difficult}</difficult>"
+            f"<bndbox>{box}</bndbox><part><name>head</name><bndbox><xmin>1</xmin></bndbox></part>"
+            "</object>"
+        )
+    return "\n".join([*lines, "</annotation>"])

@@ -4,9 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fgkd_jax.data.base import DatasetInfo, Inspection, Report, SplitSources
+from fgkd_jax.data.base import DatasetInfo, Inspection, SplitSources
 from fgkd_jax.data.check import check_inspection
 from fgkd_jax.data.registry import check_dataset
+from fgkd_jax.data.report import Report
 
 
 def rows(report: Report) -> dict[str, str]:

@@ -22,11 +22,11 @@ from fgkd_jax.data.procedural_birds import (
     records,
     scene,
     world,
-    zero_shot,
 )
 from fgkd_jax.data.procedural_birds import builder as builder_module
 from fgkd_jax.data.procedural_birds.canvas import Canvas
 from fgkd_jax.data.procedural_birds.streams import Stream
+from fgkd_jax.data.procedural_birds.tasks import draw_task
 from fgkd_jax.data.procedural_birds.world import check_traits, class_attributes
 from fgkd_jax.data.zero_shot import check_zero_shot
 from fgkd_jax.errors import UserError
@@ -549,7 +549,7 @@ class TestZeroShot:
         assert example.label == labels[5]
         assert example.id == config.id_of(split, 5)
         assert example.name == f"zero_shot/{split}/000005"
-        assert same(zero_shot.draw_task(*tasks[5]), example)
+        assert same(draw_task(*tasks[5]), example)
 
     def test_scenes_are_not_those_of_the_other_configuration(self):
         one, other = birds.draw_zero_shot("train", 0), birds.draw_example("train", 0)

@@ -25,9 +25,8 @@ with mistakes at a stated rate; they have a version of their own, and change no 
 **Unseen species.** The configuration `zero_shot` draws 48 other species in the same way, 12 of them
 in the split `test_unseen` alone; see `zero_shot`.
 
-**What is to come.** The configuration `detection` (several birds in a scene) is not drawn yet. It
-has a configuration, and so streams, of its own; `Species`, `draw_bird` and `draw_scene` serve it as
-they are.
+**Scenes.** The configuration `detection` draws one to six birds of `classification` in each
+picture, with boxes by genus; see `detection`.
 """
 
 from fgkd_jax.data.procedural_birds.anatomy import PARTS
@@ -36,10 +35,12 @@ from fgkd_jax.data.procedural_birds.builder import CONFIGS, VERSION, ProceduralB
 from fgkd_jax.data.procedural_birds.captions import CAPTIONS_VERSION, ERROR_RATE, tell
 from fgkd_jax.data.procedural_birds.dataset import (
     BirdSource,
+    SceneSource,
     birds_folder,
     build_birds,
     open_birds,
 )
+from fgkd_jax.data.procedural_birds.detection import SCENES, DrawnScene, draw_detection
 from fgkd_jax.data.procedural_birds.examples import (
     PER_SPECIES,
     SEED,

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 
-from fgkd_jax.data.procedural_birds import examples, zero_shot
+from fgkd_jax.data.procedural_birds import detection, examples, zero_shot
 from fgkd_jax.data.procedural_birds.anatomy import PARTS
 from fgkd_jax.data.procedural_birds.records import Record, draw_records
 from fgkd_jax.data.procedural_birds.world import ATTRIBUTES, World
@@ -25,14 +25,34 @@ class BirdsConfig(tfds.core.BuilderConfig):
 
     Attributes:
       per_species: examples of each species, by split; at most those of `classification`.
+      content: what an example is.
     """
 
     per_species: dict[str, int]
+
+    content: str = "Drawn scenes of one bird each, with parts, attributes, box and mask."
 
     @property
     def splits(self) -> tuple[str, ...]:
         """The splits, in the order in which they are drawn."""
         return tuple(self.per_species)
+
+    def features(self) -> dict[str, Any]:
+        """Returns what is stored of an example, as TFDS declares it."""
+        features = tfds.features
+        square = (examples.SIZE, examples.SIZE)
+        return {
+            "image": features.Image(shape=(*square, 3), encoding_format="jpeg"),
+            "mask": features.Image(shape=(*square, 1), encoding_format="png"),
+            "label": features.ClassLabel(names=[one.name for one in self.world.species]),
+            "genus": features.ClassLabel(names=list(self.world.genus_names)),
+            "id": np.int32,
+            "name": features.Text(),
+            "attributes": features.Tensor(shape=(len(ATTRIBUTES),), dtype=np.float32),
+            "visible_attributes": features.Tensor(shape=(len(ATTRIBUTES),), dtype=np.uint8),
+            "parts": features.Tensor(shape=(len(PARTS), 3), dtype=np.float32),
+            "bbox": features.Tensor(shape=(4,), dtype=np.float32),
+        }
 
     @property
     def world(self) -> World:
@@ -88,6 +108,53 @@ class ZeroShotConfig(BirdsConfig):
         return zero_shot.captions_of(visible_attributes, split, index)
 
 
+@dataclasses.dataclass(kw_only=True)
+class DetectionConfig(BirdsConfig):
+    """The configuration with several birds in a scene.
+
+    Attributes:
+      scenes: by split; at most `detection.SCENES`.
+    """
+
+    scenes: dict[str, int]
+    per_species: dict[str, int] = dataclasses.field(default_factory=dict)
+    content: str = "Drawn scenes of one to six birds, with a box and a genus for each."
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits, in the order in which they are drawn."""
+        return tuple(self.scenes)
+
+    def tasks(self, split: str) -> list[tuple[str, int]]:
+        """Returns (split, index) of a split's scenes, in order, as `draw_task` takes them."""
+        return [(detection.PREFIX + split, index) for index in range(self.scenes[split])]
+
+    def label_of(self, split: str, index: int) -> int:
+        """Returns 0: a scene has no label of its own."""
+        del split, index
+        return 0
+
+    def id_of(self, split: str, index: int) -> int:
+        """Returns the id of a split's scene."""
+        return detection.id_of(split, index)
+
+    def features(self) -> dict[str, Any]:
+        """Returns what is stored of a scene, as TFDS declares it."""
+        features, most = tfds.features, detection.MOST_BIRDS
+        return {
+            "image": features.Image(
+                shape=(examples.SIZE, examples.SIZE, 3), encoding_format="jpeg"
+            ),
+            "id": np.int32,
+            "name": features.Text(),
+            "num_boxes": np.int32,
+            "boxes": features.Tensor(shape=(most, 4), dtype=np.float32),
+            "box_labels": features.Tensor(shape=(most,), dtype=np.int32),
+            "box_species": features.Tensor(shape=(most,), dtype=np.int32),
+            "box_ignored": features.Tensor(shape=(most,), dtype=np.bool_),
+        }
+
+
 CONFIGS = {
     "classification": BirdsConfig(
         name="classification",
@@ -103,6 +170,16 @@ CONFIGS = {
         name="zero_shot",
         description="48 species with independent traits, 12 of them unseen in training",
         per_species=dict(zero_shot.PER_SPECIES),
+    ),
+    "detection": DetectionConfig(
+        name="detection",
+        description="one to six birds in each picture, with boxes by genus",
+        scenes=dict(detection.SCENES),
+    ),
+    "detection_tiny": DetectionConfig(
+        name="detection_tiny",
+        description="the first few examples of `detection`, for tests and smoke runs",
+        scenes={"train": 8, "validation": 4, "test": 4},
     ),
 }
 
@@ -131,26 +208,10 @@ class ProceduralBirds(tfds.core.GeneratorBasedBuilder):
         super().__init__(file_format="array_record", **options)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        world = self.builder_config.world
-        features = tfds.features
-        square = (examples.SIZE, examples.SIZE)
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Drawn scenes of one bird each, with parts, attributes, box and mask.",
-            features=features.FeaturesDict(
-                {
-                    "image": features.Image(shape=(*square, 3), encoding_format="jpeg"),
-                    "mask": features.Image(shape=(*square, 1), encoding_format="png"),
-                    "label": features.ClassLabel(names=[one.name for one in world.species]),
-                    "genus": features.ClassLabel(names=list(world.genus_names)),
-                    "id": np.int32,
-                    "name": features.Text(),
-                    "attributes": features.Tensor(shape=(len(ATTRIBUTES),), dtype=np.float32),
-                    "visible_attributes": features.Tensor(shape=(len(ATTRIBUTES),), dtype=np.uint8),
-                    "parts": features.Tensor(shape=(len(PARTS), 3), dtype=np.float32),
-                    "bbox": features.Tensor(shape=(4,), dtype=np.float32),
-                }
-            ),
+            description=self.builder_config.content,
+            features=tfds.features.FeaturesDict(self.builder_config.features()),
             disable_shuffling=True,
         )
 
@@ -183,7 +244,8 @@ class ProceduralBirds(tfds.core.GeneratorBasedBuilder):
             if record["id"] != self.builder_config.id_of(split, index):
                 raise RuntimeError(f"drew example {record['id']} where {split}/{index} was due")
             # Encoded bytes, since TFDS needs TensorFlow to encode an array.
-            yield index, record | {key: io.BytesIO(record[key]) for key in ("image", "mask")}
+            encoded = {"image", "mask"} & record.keys()
+            yield index, record | {key: io.BytesIO(record[key]) for key in encoded}
 
 
 def default_workers() -> int:

@@ -17,14 +17,17 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from fgkd_jax.data.base import DatasetInfo, Example, SplitSources, fingerprint
+from fgkd_jax.data.boxes import DetectionDataset
 from fgkd_jax.data.procedural_birds.anatomy import GROUP_PARTS, PARTS
 from fgkd_jax.data.procedural_birds.builder import (
     CONFIGS,
     VERSION,
+    DetectionConfig,
     ProceduralBirds,
     default_workers,
 )
 from fgkd_jax.data.procedural_birds.captions import caption_words
+from fgkd_jax.data.procedural_birds.examples import SIZE
 from fgkd_jax.data.procedural_birds.records import decode_mask
 from fgkd_jax.data.procedural_birds.world import ATTRIBUTES, World
 from fgkd_jax.data.procedural_birds.zero_shot import describe_species
@@ -45,23 +48,25 @@ def open_birds(
 
     Args:
       data_dir: the folder that holds the data sets.
-      config: `classification`, `tiny` (96 of its examples) or `zero_shot`.
+      config: `classification`, `tiny` (96 of its examples), `zero_shot`, `detection` or
+        `detection_tiny` (16 of its examples).
       workers: processes that draw; None is one per core, 0 draws in this process.
       progress: show a progress bar while drawing.
 
     Returns:
       A `BirdSource` for each of the splits `train`, `validation` and `test`, or `train`,
-      `test_seen` and `test_unseen` of `zero_shot`; and their description.
+      `test_seen` and `test_unseen` of `zero_shot`; a `SceneSource` for each of those of
+      `detection`; and their description.
 
     Raises:
       UserError: there is no such configuration, or the folder cannot be written to.
     """
     build_birds(data_dir, config=config, workers=workers, progress=progress)
     folder = str(birds_folder(data_dir, config=config))
-    sources = {}
-    for split in CONFIGS[config].splits:
-        tasks = CONFIGS[config].tasks(split)
-        sources[split] = BirdSource(folder, split, len(tasks), config)
+    sizes = {split: len(CONFIGS[config].tasks(split)) for split in CONFIGS[config].splits}
+    if isinstance(CONFIGS[config], DetectionConfig):
+        return _scenes(config, {s: SceneSource(folder, s, n, config) for s, n in sizes.items()})
+    sources = {split: BirdSource(folder, split, size, config) for split, size in sizes.items()}
     return SplitSources(info=_describe(config, sources), sources=sources)
 
 
@@ -80,7 +85,7 @@ def build_birds(
 
     Args:
       data_dir: the folder that holds the data sets; made if missing.
-      config: `classification`, `tiny` or `zero_shot`.
+      config: as `open_birds` takes it.
       workers: processes that draw; None is one per core, 0 draws in this process.
       progress: show a progress bar.
 
@@ -114,7 +119,7 @@ def birds_folder(data_dir: str | os.PathLike[str], *, config: str = "classificat
 
     Args:
       data_dir: the folder that holds the data sets.
-      config: `classification`, `tiny` or `zero_shot`.
+      config: as `open_birds` takes it.
 
     Returns:
       `<data_dir>/procedural_birds/<config>/<version>`.
@@ -176,6 +181,23 @@ def _describe(config: str, sources: dict[str, "BirdSource"]) -> DatasetInfo:
     )
 
 
+def _scenes(config: str, sources: dict[str, "SceneSource"]) -> DetectionDataset:
+    """The data set of scenes, whose classes are the genera."""
+    names = CONFIGS[config].world.genus_names
+    info = DatasetInfo(
+        name=f"{_NAME}/{config}",
+        class_names=names,
+        splits={split: len(source) for split, source in sources.items()},
+        fingerprint=fingerprint(
+            version=f"{VERSION}/detection",
+            class_names=names,
+            labels=np.concatenate([source.labels for source in sources.values()]),
+            ids=np.concatenate([source.ids for source in sources.values()]),
+        ),
+    )
+    return DetectionDataset(info, sources, category_ids=tuple(range(len(names))))
+
+
 def _separating_parts(world: World) -> tuple[tuple[int, ...], ...]:
     """The parts at which the species of a genus differ, for each species."""
     traits: dict[int, list[Mapping[str, str]]] = {}
@@ -193,10 +215,8 @@ def _separating_parts(world: World) -> tuple[tuple[int, ...], ...]:
 
 
 @dataclasses.dataclass(frozen=True)
-class BirdSource:
-    """One split, by index.
-
-    Example i is the one that `draw_example(split, i)` draws, of `zero_shot` `draw_zero_shot`.
+class _StoredSource:
+    """The stored records of one split, by index.
 
     Attributes:
       folder: where the configuration is kept.
@@ -215,7 +235,7 @@ class BirdSource:
 
     @property
     def labels(self) -> np.ndarray:
-        """The species of all examples: int64[n]."""
+        """The species of all examples, or 0 for scenes: int64[n]."""
         config = CONFIGS[self.config]
         return np.array([config.label_of(self.split, i) for i in range(self.size)], np.int64)
 
@@ -224,6 +244,27 @@ class BirdSource:
         """The ids of all examples: int64[n]."""
         config = CONFIGS[self.config]
         return np.array([config.id_of(self.split, i) for i in range(self.size)], np.int64)
+
+    def _record(self, index: int) -> dict[str, Any]:
+        """The stored fields of an example, image and mask as they are encoded."""
+        index = operator.index(index)
+        if not 0 <= index < self.size:
+            raise IndexError(f"{self.split} has no example {index}; expected 0 to {self.size - 1}")
+        return dict(_records(self.folder, self.split)[index])
+
+
+@dataclasses.dataclass(frozen=True)
+class BirdSource(_StoredSource):
+    """One split, by index.
+
+    Example i is the one that `draw_example(split, i)` draws, of `zero_shot` `draw_zero_shot`.
+
+    Attributes:
+      folder: where the configuration is kept.
+      split: the split.
+      size: its number of examples.
+      config: the configuration.
+    """
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Returns the ten captions of an example.
@@ -243,17 +284,39 @@ class BirdSource:
         record["mask"] = decode_mask(record["mask"])
         return record
 
-    def _record(self, index: int) -> dict[str, Any]:
-        """The stored fields of an example, image and mask as they are encoded."""
-        index = operator.index(index)
-        if not 0 <= index < self.size:
-            raise IndexError(f"{self.split} has no example {index}; expected 0 to {self.size - 1}")
-        return dict(_records(self.folder, self.split)[index])
+
+@dataclasses.dataclass(frozen=True)
+class SceneSource(_StoredSource):
+    """One split of `detection`, by index.
+
+    Example i is the one that `draw_detection(split, i)` draws. Besides the keys of detection,
+    examples have `box_species`, int32[g].
+
+    Attributes:
+      folder: where the configuration is kept.
+      split: the split.
+      size: its number of examples.
+      config: the configuration.
+    """
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """(height, width) of all images: int64[n, 2]."""
+        return np.full((self.size, 2), SIZE, np.int64)
+
+    def __getitem__(self, index: int) -> Example:
+        record = self._record(index)
+        record["name"] = record["name"].decode()
+        count = int(record.pop("num_boxes"))
+        return {
+            key: value[:count] if key.startswith("box") else value for key, value in record.items()
+        }
 
 
 @functools.lru_cache(maxsize=16)
 def _records(folder: str, split: str) -> Any:
     """Opens a split's files, once per process: that keeps a `BirdSource` cheap to pickle."""
-    skip = tfds.decode.SkipDecoding()
     builder = tfds.builder_from_directory(folder)
-    return builder.as_data_source(split, decoders={"image": skip, "mask": skip})
+    encoded = {"image", "mask"} & builder.info.features.keys()
+    skip = {key: tfds.decode.SkipDecoding() for key in encoded}
+    return builder.as_data_source(split, decoders=skip)

@@ -18,8 +18,9 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
+from fgkd_jax.data.procedural_birds.detection import DrawnScene
 from fgkd_jax.data.procedural_birds.examples import DrawnExample
-from fgkd_jax.data.procedural_birds.zero_shot import draw_task
+from fgkd_jax.data.procedural_birds.tasks import draw_task
 
 Record = dict[str, Any]
 Task = tuple[str, int]
@@ -27,7 +28,7 @@ _LENGTH = struct.Struct("<q")
 JPEG_QUALITY = 92
 
 
-def encode(example: DrawnExample) -> Record:
+def encode(example: DrawnExample | DrawnScene) -> Record:
     """Makes an example's record: the picture as JPEG, the mask as PNG, the rest as it is.
 
     Colour is not subsampled: the marks that separate species are a few pixels of pure colour.
@@ -36,11 +37,12 @@ def encode(example: DrawnExample) -> Record:
       example: what was drawn.
 
     Returns:
-      A value for each field of `DrawnExample`.
+      A value for each field of `DrawnExample`, or what `DrawnScene.padded` has.
     """
-    record = dict(vars(example))
+    record = example.padded() if isinstance(example, DrawnScene) else dict(vars(example))
     record["image"] = _compress(example.image, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-    record["mask"] = _compress(example.mask, "PNG")
+    if "mask" in record:
+        record["mask"] = _compress(record["mask"], "PNG")
     return record
 
 

@@ -4,7 +4,7 @@ import os
 import sys
 
 from fgkd_jax.data.procedural_birds.records import encode, receive, send
-from fgkd_jax.data.procedural_birds.zero_shot import draw_task
+from fgkd_jax.data.procedural_birds.tasks import draw_task
 
 
 def main() -> None:

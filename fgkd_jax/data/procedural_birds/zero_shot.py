@@ -17,7 +17,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from fgkd_jax.data.class_descriptions import ClassDescriptions
-from fgkd_jax.data.procedural_birds import captions, examples
+from fgkd_jax.data.procedural_birds import captions
 from fgkd_jax.data.procedural_birds.anatomy import GROUP_PARTS, PARTS
 from fgkd_jax.data.procedural_birds.examples import DrawnExample, draw_species
 from fgkd_jax.data.procedural_birds.streams import Stream
@@ -168,21 +168,6 @@ def draw_zero_shot(split: str, index: int, *, label: int | None = None) -> Drawn
         name=f"{PREFIX}{split}/{index:06d}",
         attributes=world.class_attributes[label],
     )
-
-
-def draw_task(split: str, index: int) -> DrawnExample:
-    """Draws an example of either configuration.
-
-    Args:
-      split: of `classification`, or one of `zero_shot` with `PREFIX` before it.
-      index: which of the split's examples.
-
-    Returns:
-      The example.
-    """
-    if split.startswith(PREFIX):
-        return draw_zero_shot(split.removeprefix(PREFIX), index)
-    return examples.draw_example(split, index)
 
 
 def describe_species() -> ClassDescriptions:

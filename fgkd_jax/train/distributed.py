@@ -92,6 +92,8 @@ class Job:
         line, status = told(error) or (_last_line(error), FAILED)
         if first := self._failures():
             rank, reason = first
+            if reason == line:  # a check that all processes make together; it has been said
+                self._leave(None, status)
             self._leave(f"ends because rank {rank} failed: {reason}", FAILED)
         if told(error) is None:
             sys.stderr.write("".join(traceback.format_exception(error)))

@@ -148,7 +148,7 @@ def refusals(rank, workdir):
 
 def work(job, what, workdir):
     if what == "train":
-        sys.stdout.write(json.dumps(["refused", *refusals(job.rank, workdir)]) + "\n")
+        sys.stdout.write(json.dumps(["refused", job.rank, *refusals(job.rank, workdir)]) + "\n")
     steps, before = TASKS[what]
     train(workdir, steps=steps, before=before, after_step=job.after_step)
 

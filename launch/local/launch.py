@@ -89,8 +89,8 @@ def wait(processes: list[subprocess.Popen[bytes]], *, grace: float) -> int:
       The first exit status that is not 0; 0 where there is none.
     """
     first, deadline = 0, float("inf")
-    while any(process.poll() is None for process in processes):
-        failed = [process.returncode for process in processes if process.returncode]
+    while None in (statuses := [process.poll() for process in processes]):
+        failed = [status for status in statuses if status]
         if failed and not first:
             first, deadline = failed[0], time.monotonic() + grace
         if time.monotonic() > deadline:

@@ -46,7 +46,7 @@ case "$action" in
     [[ $# -eq 1 && -f "$1" ]] || fail "install takes the wheel; make it with: python -m build --wheel"
     wheel=$(basename "$1")
     gcloud compute tpus tpu-vm scp "$1" "$TPU_NAME:" --zone="$TPU_ZONE" --worker=all
-    on_all "python3 -m venv fgkd && fgkd/bin/pip install --quiet './$wheel[tpu]'"
+    on_all "python3 -m venv fgkd && fgkd/bin/pip install --quiet './${wheel}[tpu]'"
     ;;
   train)
     [[ $# -ge 1 ]] || fail "train takes the flags of fgkd train"

@@ -33,7 +33,7 @@ def test_every_script_is_clean_under_shellcheck(script):
     assert done.returncode == 0, done.stdout
 
 
-def run_local(*command, processes=2, grace=5.0, text=None):
+def run_local(*command, processes=2, grace=5.0):
     arguments = [f"--processes={processes}", f"--grace={grace}", "--", *command]
     return subprocess.run(
         [sys.executable, str(LOCAL), *arguments], capture_output=True, text=True, timeout=60
@@ -318,6 +318,28 @@ def test_xla_accepts_the_flags_for_gpus_and_refuses_others():
 
     def status(flags):
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+        command = [sys.executable, "-c", script]
+        return subprocess.run(command, capture_output=True, env=environment).returncode
+
+    assert status(flags) == 0
+    assert status(flags.replace("hiding", "hyding")) != 0
+
+
+def test_libtpu_accepts_the_flags_for_tpus_and_refuses_others():
+    pytest.importorskip("libtpu", reason="needs libtpu, whose compiler runs without a TPU")
+    flags = read_env(LAUNCH / "env/tpu.env")["LIBTPU_INIT_ARGS"]
+    script = (
+        "from jax.experimental.topologies import get_topology_desc as f;"
+        "f(platform='tpu', topology_name='v5e:2x2')"
+    )
+
+    def status(flags):
+        environment = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "TPU_SKIP_MDS_QUERY": "1",
+            "LIBTPU_INIT_ARGS": flags,
+        }
         command = [sys.executable, "-c", script]
         return subprocess.run(command, capture_output=True, env=environment).returncode
 

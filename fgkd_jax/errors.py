@@ -40,3 +40,38 @@ class NonFiniteError(RuntimeError):
 
     Commands print it without a traceback and end with exit status 1.
     """
+
+
+class Preempted(RuntimeError):
+    """The run was asked to stop, has saved its state and can be continued.
+
+    Commands print it without a traceback and end with exit status 75.
+    """
+
+
+EXIT_STATUS: dict[type[BaseException], int] = {UserError: 2, NonFiniteError: 1, Preempted: 75}
+"""How a command ends for each error that is told in one line."""
+
+
+def told(error: BaseException) -> tuple[str, int] | None:
+    """Says an error in one line, where it is one that a person can act on.
+
+    Args:
+      error: what was raised.
+
+    Returns:
+      The line and the exit status that goes with it; None for a defect, which needs its
+      traceback.
+
+    Example:
+      >>> told(UserError("steps is 0; expected at least 1"))
+      ('error: steps is 0; expected at least 1', 2)
+      >>> told(KeyError("x"))
+    """
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", 130
+    for kind, status in EXIT_STATUS.items():
+        if isinstance(error, kind):
+            word = "error" if kind is UserError else "stopped"
+            return f"{word}: {' '.join(str(error).split())}", status
+    return None

@@ -96,6 +96,49 @@ def define_run(values: flags.FlagValues) -> None:
     flags.DEFINE_enum("device", None, ["cpu", "gpu", "tpu"], DEVICE_HELP, flag_values=values)
 
 
+def define_processes(values: flags.FlagValues) -> None:
+    """Adds the flags of a command that several processes may run together.
+
+    Args:
+      values: where the flags are defined.
+    """
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        "HOST:PORT of process 0 in a run of several; JAX_COORDINATOR_ADDRESS otherwise",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "num_processes",
+        None,
+        "how many processes run together; JAX_NUM_PROCESSES otherwise",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "process_id",
+        None,
+        "which of them this is, from 0; JAX_PROCESS_ID otherwise",
+        flag_values=values,
+    )
+    flags.DEFINE_enum(
+        "detect_processes",
+        "auto",
+        ["auto", "on", "off"],
+        "whether JAX looks for the other processes itself; auto does under srun, under mpirun and "
+        "on the hosts of a TPU slice in Kubernetes; TPU VMs need on",
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "coordinator_timeout", 300.0, "seconds until all processes have met", flag_values=values
+    )
+    flags.DEFINE_float(
+        "step_timeout",
+        1800.0,
+        "seconds that a step may take in a run of several processes; 0 for no limit",
+        flag_values=values,
+    )
+
+
 def get(values: flags.FlagValues, name: str) -> Any:
     """Returns the value of a flag.
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from fgkd_jax import __version__
-from fgkd_jax.errors import NonFiniteError, UserError, nearest
+from fgkd_jax.errors import NonFiniteError, Preempted, UserError, nearest, told
 
 COMMANDS = {
     "train": "train a method from a config; resumes by itself",
@@ -87,19 +87,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
       0 on success, 1 when a run stopped by itself (non-finite loss, a failed check), 2 when
-      something given was wrong, 130 when interrupted.
+      something given was wrong, 75 when it was asked to stop and can be continued, 130 when
+      interrupted.
     """
     try:
         return dispatch(sys.argv[1:] if arguments is None else arguments)
-    except UserError as error:
-        print(f"fgkd: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except NonFiniteError as error:
-        print(f"fgkd: stopped: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("fgkd: interrupted", file=sys.stderr)
-        return 130
+    except (KeyboardInterrupt, UserError, NonFiniteError, Preempted) as error:
+        line, status = told(error) or (str(error), 1)
+        print(f"fgkd: {line}", file=sys.stderr)
+        return status
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

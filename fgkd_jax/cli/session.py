@@ -33,6 +33,7 @@ from fgkd_jax.evaluation import EVALUATORS, calibrated
 from fgkd_jax.protocols import IndexedMethod, Method, TextMethod
 from fgkd_jax.train.checkpoint import Checkpointer
 from fgkd_jax.train.loop import Feed, Run, Trainer
+from fgkd_jax.train.processes import gather
 from fgkd_jax.train.sharding import make_mesh
 from fgkd_jax.train.state import TrainState
 
@@ -294,19 +295,26 @@ def counting_left_out(feed: Feed, *, workdir: str) -> Iterator[Callable[[], dict
       workdir: the run's folder.
 
     Yields:
-      A function that returns the reason by file name, of all legs so far.
+      A function that returns the reason by file name, of all legs so far and all processes; to be
+      called by all of them.
     """
     path = Path(workdir) / LEFT_OUT_FILE
 
-    def left_out() -> dict[str, str]:
+    def known() -> dict[str, str]:
         now = feed.corrupt if isinstance(feed, PipelineFeed) else {}
         return {**read_json(path), **now}
+
+    def left_out() -> dict[str, str]:
+        everyone = {name: why for one in gather(known()) for name, why in one.items()}
+        if isinstance(feed, PipelineFeed):
+            feed.corrupt.update(everyone)
+        return everyone
 
     try:
         yield left_out
     finally:
-        if left_out():
-            write_json(path, left_out())
+        if jax.process_index() == 0 and known():
+            write_json(path, known())
 
 
 def open_data(experiment: Experiment) -> Dataset:

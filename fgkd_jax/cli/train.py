@@ -7,7 +7,7 @@ from typing import Any
 
 from absl import flags
 
-from fgkd_jax.cli.command import DEVICE_HELP, Command, get, require
+from fgkd_jax.cli.command import DEVICE_HELP, Command, define_processes, get, require
 from fgkd_jax.errors import NonFiniteError, UserError
 
 DESCRIPTION = """\
@@ -19,6 +19,11 @@ another config is left alone.
 
   fgkd train --config configs/classify_birds.py --workdir runs/birds
   fgkd train --config classify_cub50 --workdir runs/cub50 --config.data.data_dir=/data/cub50
+
+Several processes run one training when each is started with --coordinator, --num_processes and
+--process_id (or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID), or under SLURM,
+Open MPI or on the hosts of a TPU slice. SIGTERM saves the step under way and ends the run with
+exit status 75: the same command continues it, on as many processes as it is then given.
 """
 
 
@@ -43,6 +48,7 @@ def define(values: flags.FlagValues) -> None:
         "folder that keeps compiled programs, so that the next run starts at once",
         flag_values=values,
     )
+    define_processes(values)
 
 
 def run(values: flags.FlagValues, arguments: list[str]) -> int:
@@ -59,7 +65,9 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
       UserError: an argument is wrong.
     """
     from fgkd_jax.cli.config import load_config
+    from fgkd_jax.cli.processes import process_options
     from fgkd_jax.cli.session import use_platform
+    from fgkd_jax.train import distributed
 
     stray = [argument for argument in arguments if not argument.startswith("--config.")]
     if stray:
@@ -67,34 +75,44 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
     config = require(values, "config", command="train")
     workdir = require(values, "workdir", command="train")
     experiment = load_config(config, arguments)
-    use_platform(get(values, "device"), cache=get(values, "compilation_cache"))
-    summary = run_experiment(experiment, workdir=workdir)
-    print(render_summary(summary))
+    with distributed.job(process_options(values)) as job:
+        use_platform(get(values, "device"), cache=get(values, "compilation_cache"))
+        summary = run_experiment(experiment, workdir=workdir, job=job)
+        if job.rank == 0:
+            print(render_summary(summary))
     return 0
 
 
-def run_experiment(experiment: Any, *, workdir: str) -> dict[str, Any]:
+def run_experiment(experiment: Any, *, workdir: str, job: Any = None) -> dict[str, Any]:
     """Trains to the last step and evaluates what came out.
 
     Args:
       experiment: every option of the run.
       workdir: the run's folder.
+      job: this process's part in the run (`train.distributed.Job`); None where it is the only one
+        and nothing stops it early.
 
     Returns:
       What is written to `summary.json`: `results` holds one entry per split and checkpoint.
 
     Raises:
-      UserError: the data, the weights or the workdir do not fit.
+      UserError: the data, the weights or the workdir do not fit, or are not the same on all
+        processes.
+      Preempted: the run was asked to stop; it can be continued.
       NonFiniteError: the loss or a gradient was not finite.
     """
     from fgkd_jax.cli import results, session
     from fgkd_jax.cli import workdir as folder
+    from fgkd_jax.cli.processes import check_processes, open_same_data
     from fgkd_jax.cli.weights import check_teacher, check_words
+    from fgkd_jax.train.distributed import Job
     from fgkd_jax.train.loop import Trainer, fit
+    from fgkd_jax.train.processes import on_primary
 
-    started = time.monotonic()
-    folder.check(workdir, experiment)
-    dataset = session.open_data(experiment)
+    started, job = time.monotonic(), job or Job()
+    check_processes(experiment, workdir=workdir)
+    on_primary(lambda: folder.check(workdir, experiment))
+    dataset = open_same_data(experiment)
     session.check_batches(experiment, dataset)
     check_teacher(experiment, dataset)
     trainer = Trainer(session.open_run(experiment, dataset=dataset))
@@ -109,12 +127,20 @@ def run_experiment(experiment: Any, *, workdir: str) -> dict[str, Any]:
         feed = session.training_feed(trainer, initial, experiment, dataset, workdir=workdir)
         trainer.run = dataclasses.replace(trainer.run, feed=feed)
         try:
-            state, start = fit(trainer, initial, checkpointer, workdir=workdir, log=session.say)
+            state, start = fit(
+                trainer,
+                initial,
+                checkpointer,
+                workdir=workdir,
+                log=session.say,
+                after_step=job.after_step,
+            )
         except NonFiniteError as error:
             raise NonFiniteError(f"{error}; {_kept(checkpointer)}") from error
+        job.steps_are_over()
         # What is reported goes through the whole network, also where features were stored.
         trainer.run = dataclasses.replace(trainer.run, feed=images)
-        summary = folder.read_json(Path(workdir) / folder.SUMMARY_FILE)
+        summary = on_primary(lambda: folder.read_json(Path(workdir) / folder.SUMMARY_FILE))
         if start == experiment.train.steps and summary:
             return summary
         summary = {
@@ -124,7 +150,7 @@ def run_experiment(experiment: Any, *, workdir: str) -> dict[str, Any]:
             "step": experiment.train.steps,
             "results": results.evaluate_checkpoints(trainer, state, checkpointer, experiment),
             "images_left_out": left_out(),
-            "pictures": _draw(experiment, workdir),
+            "pictures": on_primary(lambda: _draw(experiment, workdir)),
             "versions": results.versions(),
             "timing": {
                 "seconds": round(time.monotonic() - started, 1),
@@ -132,7 +158,7 @@ def run_experiment(experiment: Any, *, workdir: str) -> dict[str, Any]:
                 "train_step_compilations": trainer.train_step.traces,
             },
         }
-    folder.write_json(Path(workdir) / folder.SUMMARY_FILE, summary)
+    on_primary(lambda: folder.write_json(Path(workdir) / folder.SUMMARY_FILE, summary))
     return summary
 
 

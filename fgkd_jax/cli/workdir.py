@@ -10,6 +10,7 @@ from typing import Any
 
 from fgkd_jax.cli.experiment import Experiment, experiment_to_dict, parse_experiment
 from fgkd_jax.errors import UserError
+from fgkd_jax.train.processes import on_primary
 
 CONFIG_FILE = "config.json"
 SUMMARY_FILE = "summary.json"
@@ -60,7 +61,7 @@ def check(workdir: str, experiment: Experiment) -> None:
 
 @contextlib.contextmanager
 def claimed(workdir: str, experiment: Experiment) -> Iterator[None]:
-    """Makes a folder this experiment's, and keeps every other process out meanwhile.
+    """Makes a folder this experiment's, and keeps every other run out meanwhile.
 
     Args:
       workdir: the folder; created where it is missing.
@@ -72,22 +73,27 @@ def claimed(workdir: str, experiment: Experiment) -> Iterator[None]:
     Raises:
       UserError: as of `check`, the folder cannot be written, or another process uses it.
     """
+    with contextlib.ExitStack() as held:
+        on_primary(lambda: _claim(workdir, experiment, held))
+        yield
+
+
+def _claim(workdir: str, experiment: Experiment, held: contextlib.ExitStack) -> None:
+    """Locks the folder for as long as `held` is open, and writes whose it is."""
     folder = Path(workdir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        lock = held.enter_context((folder / ".lock").open("w"))
     except OSError as error:
         raise UserError(f"workdir {workdir} cannot be written: {error.strerror}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"workdir {workdir} is in use by another run; expected one run per folder"
-            ) from error
-        check(workdir, experiment)
-        write_json(folder / CONFIG_FILE, experiment_to_dict(experiment))
-        yield
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise UserError(
+            f"workdir {workdir} is in use by another run; expected one run per folder"
+        ) from error
+    check(workdir, experiment)
+    write_json(folder / CONFIG_FILE, experiment_to_dict(experiment))
 
 
 def read_experiment(workdir: str) -> Experiment:

@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 
 from fgkd_jax.protocols import Method, SplitMethod, split_variables
-from fgkd_jax.train.sharding import replicated, split_sharding
+from fgkd_jax.train.sharding import put_everywhere, replicated, split_sharding
 from fgkd_jax.train.state import TrainState
 from fgkd_jax.typing import Array, Batch, Key, PyTree, Variables
 
@@ -97,14 +97,14 @@ def initial_state(
     variables = jax.jit(init, out_shardings=shardings)(init_key)
     if overlay is not None:
         whole = {name: v for name, v in variables.items() if shardings[name] == everywhere}
-        whole = jax.device_put(overlay(jax.device_get(whole)), everywhere)
+        whole = put_everywhere(overlay(jax.device_get(whole)), mesh=mesh)
         variables = {**variables, **whole}
     if constants is not None:
-        variables = {**variables, "constants": jax.device_put(dict(constants), everywhere)}
+        variables = {**variables, "constants": put_everywhere(dict(constants), mesh=mesh)}
     params, model_state, others = split_variables(variables)
     return TrainState(
-        step=jax.device_put(jnp.zeros((), jnp.int32), everywhere),
-        key=jax.device_put(step_key, everywhere),
+        step=put_everywhere(jnp.zeros((), jnp.int32), mesh=mesh),
+        key=put_everywhere(step_key, mesh=mesh),
         params=params,
         model_state=model_state,
         opt_state=jax.jit(optimizer.init, out_shardings=everywhere)(params),

@@ -9,23 +9,27 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from fgkd_jax.errors import NonFiniteError, UserError
+from fgkd_jax.errors import Preempted, UserError
 from fgkd_jax.protocols import Evaluator, MetaMethod, Method
 from fgkd_jax.train import optim
 from fgkd_jax.train.checkpoint import Checkpointer
 from fgkd_jax.train.init import Overlay, abstract_variables, initial_state, state_sharding
-from fgkd_jax.train.sharding import batch_sharding, check_batch_size, put_batch, replicated
+from fgkd_jax.train.sharding import (
+    batch_sharding,
+    check_batch_size,
+    put_batch,
+    put_everywhere,
+    replicated,
+)
 from fgkd_jax.train.state import TrainState, abstract_like
 from fgkd_jax.train.step import make_eval_step, make_meta_step, make_train_step
+from fgkd_jax.train.window import Window, finite_scalars
 from fgkd_jax.train.writers import MetricsWriter, Progress
 from fgkd_jax.typing import Batch, PyTree
 
 HostBatch = dict[str, np.ndarray]
 
 TENSORBOARD: dict[str, bool | str] = {"auto": "auto", "on": True, "off": False}
-
-IN_FLIGHT = 4
-"""Steps that may be enqueued on the device before the host waits."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,7 +223,7 @@ class Trainer:
 
     def count(self, state: TrainState, split: str) -> PyTree:
         """Runs a state over every example of a split; `evaluate` makes figures of these counts."""
-        counts = jax.device_put(self.run.evaluator.empty(), replicated(self.run.mesh))
+        counts = put_everywhere(self.run.evaluator.empty(), mesh=self.run.mesh)
         with contextlib.closing(self.run.feed.evaluation(split)) as batches:
             for batch in batches:
                 counts = self.eval_step(state, counts, put_batch(batch, mesh=self.run.mesh))
@@ -230,50 +234,6 @@ def _frozen(pattern: str) -> optim.ParamRule:
     return optim.ParamRule(pattern, frozen=True)
 
 
-class _Window:
-    """The metrics since the last line, fetched together so that no step waits for the host."""
-
-    def __init__(self) -> None:
-        self._steps: list[tuple[int, dict[str, jax.Array], np.ndarray]] = []
-
-    def add(self, step: int, metrics: dict[str, jax.Array], ids: np.ndarray) -> None:
-        self._steps.append((step, metrics, ids))
-        if len(self._steps) > IN_FLIGHT:
-            # Without a bound, the batches of a whole window could wait on the device.
-            jax.block_until_ready(self._steps[-IN_FLIGHT][1]["loss"])
-
-    def flush(self) -> dict[str, float]:
-        """Averages over the steps, after a check that all of them were finite."""
-        fetched = jax.device_get([metrics for _, metrics, _ in self._steps])
-        for (step, _, ids), metrics in zip(self._steps, fetched, strict=True):
-            if not metrics["finite"]:
-                raise NonFiniteError(_describe_non_finite(step, metrics, ids))
-        self._steps = []
-        scalars = [name for name, value in fetched[0].items() if value.ndim == 0]
-        scalars.remove("finite")
-        return {name: float(np.mean([m[name] for m in fetched])) for name in scalars}
-
-
-def _finite_scalars(step: int, metrics: Mapping[str, jax.Array]) -> dict[str, float]:
-    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    for name, value in values.items():
-        if not np.isfinite(value):
-            raise NonFiniteError(f"step {step}: {name} is {value}; the run stops")
-    return values
-
-
-def _describe_non_finite(step: int, metrics: Mapping[str, np.ndarray], ids: np.ndarray) -> str:
-    share = metrics["example_finite"][jax.process_index() * len(ids) :][: len(ids)]
-    local = ids[~share].tolist()
-    if local:
-        which = f"the loss of examples {local}"
-    elif metrics["example_finite"].all():
-        which = f"the update from examples {ids.tolist()}"
-    else:
-        which = "examples of another process"
-    return f"step {step}: loss {float(metrics['loss'])}, not finite in {which}; the run stops"
-
-
 def fit(
     trainer: Trainer,
     state: TrainState,
@@ -281,6 +241,7 @@ def fit(
     *,
     workdir: str,
     log: Callable[[str], None],
+    after_step: Callable[[int], bool] = lambda step: False,
 ) -> tuple[TrainState, int]:
     """Trains to the last step, from the newest checkpoint where there is one.
 
@@ -290,6 +251,8 @@ def fit(
       checkpointer: saves and restores; decides which checkpoints are kept.
       workdir: folder of the metrics.
       log: takes one line at a time for the person who watches.
+      after_step: is called with the number of every step that was begun; True asks to save that
+        step and stop, and is given to all processes at the same step.
 
     Returns:
       The state after the last step, and the step that training started from.
@@ -297,6 +260,7 @@ def fit(
     Raises:
       NonFiniteError: a loss, a gradient or a new parameter is not finite; every checkpoint is
         older and good.
+      Preempted: `after_step` asked to stop; the state of that step is saved.
       UserError: the checkpoint was made from other data or weights.
     """
     run = trainer.run
@@ -321,7 +285,8 @@ def fit(
         for iterator in filter(None, (batches, meta_batches)):
             stack.enter_context(contextlib.closing(iterator))
         stack.enter_context(jax.transfer_guard("disallow"))
-        state = _steps(trainer, state, start, batches, meta_batches, checkpointer, writer)
+        feeds = (batches, meta_batches)
+        state = _steps(trainer, state, start, feeds, checkpointer, writer, after_step)
     checkpointer.wait()
     return state, start
 
@@ -349,15 +314,16 @@ def _steps(
     trainer: Trainer,
     state: TrainState,
     start: int,
-    batches: Iterator[HostBatch],
-    meta_batches: Iterator[HostBatch] | None,
+    feeds: tuple[Iterator[HostBatch], Iterator[HostBatch] | None],
     checkpointer: Checkpointer,
     writer: MetricsWriter,
+    after_step: Callable[[int], bool],
 ) -> TrainState:
     run, total = trainer.run, trainer.run.train.steps
+    batches, meta_batches = feeds
     every = run.train.eval_every or total
     evaluations = {total, *range(every, total, every)} if run.validation else set()
-    window = _Window()
+    window = Window()
     with Progress(
         total,
         start_step=start,
@@ -372,8 +338,9 @@ def _steps(
             if trainer.meta_step and (step - 1) % trainer.meta_every == 0:
                 held = put_batch(next(meta_batches), mesh=run.mesh) if meta_batches else placed
                 state, metrics = trainer.meta_step(state, placed, held)
-                writer.write(step, _finite_scalars(step, metrics), split="meta")
-            saves = step == total or step % checkpointer.options.every_steps == 0
+                writer.write(step, finite_scalars(step, metrics), split="meta")
+            stops = after_step(step) and step < total
+            saves = stops or step == total or step % checkpointer.options.every_steps == 0
             evaluates = step in evaluations
             if saves or evaluates or step % run.train.log_every == 0:
                 # Saving and evaluating end a window, so that a resumed run averages over the
@@ -391,4 +358,7 @@ def _steps(
             if saves:
                 checkpointer.save(step, state.to_save(), metadata=run.metadata)
             progress.update(step)
+            if stops:
+                checkpointer.wait()
+                raise Preempted(f"asked to stop; step {step} of {total} is saved")
     return state

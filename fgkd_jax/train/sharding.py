@@ -5,8 +5,10 @@ But for what a method declares too large for that (`protocols.SplitMethod`).
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -137,7 +139,31 @@ def put_batch(batch: Mapping[str, np.ndarray], *, mesh: Mesh) -> dict[str, jax.A
       Global arrays, split over the devices along their first axis.
     """
     sharding = batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, value)
-        for name, value in batch.items()
-    }
+    with jax.transfer_guard_host_to_device("allow"):  # asked for here, whatever JAX calls it
+        return {
+            name: jax.make_array_from_process_local_data(sharding, value)
+            for name, value in batch.items()
+        }
+
+
+def put_everywhere(tree: PyTree, *, mesh: Mesh) -> PyTree:
+    """Places whole arrays on every device of every process.
+
+    Args:
+      tree: arrays and typed PRNG keys, the same on every process.
+      mesh: the device mesh.
+
+    Returns:
+      Global arrays.
+    """
+    sharding = replicated(mesh)
+
+    def one(leaf: Any) -> jax.Array:
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.device_put(leaf, sharding)
+        # JAX places no key on the devices of other processes, but the numbers that it is made of.
+        numbers = jax.device_put(np.asarray(jax.random.key_data(leaf)), sharding)
+        return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(leaf))
+
+    with jax.transfer_guard("allow"):  # between processes JAX compares them first, on the host
+        return jax.tree.map(one, tree)

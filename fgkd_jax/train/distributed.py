@@ -1,0 +1,287 @@
+"""Runs of several processes: how they find each other, and how they end together.
+
+A process that fails says so first in the log, tells the others through the coordinator, and leaves
+by `os._exit`: an ordinary exit waits for peers that wait for it. What JAX does by itself stays in
+force beneath (heartbeats end a job whose host vanished without a word).
+"""
+
+import contextlib
+import faulthandler
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from types import FrameType, TracebackType
+from typing import Any, NoReturn
+
+import jax
+from jax._src.distributed import global_state  # the key-value store has no public name
+from jax.experimental import multihost_utils
+
+from fgkd_jax.errors import Preempted, UserError, told
+from fgkd_jax.train.places import Place, ProcessOptions, find_place, split_address
+
+FAILED = 13
+"""Exit status of a process that met a defect, or whose peer failed."""
+
+HEARTBEAT_SECONDS = 30
+"""After so long without a sign of a process, JAX ends the others."""
+
+_POLL_SECONDS = 0.5
+_FAILURES = "fgkd/failed/"
+
+
+class Job:
+    """This process's part in a run: one of several, or the only one.
+
+    Attributes:
+      rank: which process this is.
+      count: how many there are.
+    """
+
+    def __init__(self, rank: int = 0, count: int = 1, *, step_timeout: float = 0.0) -> None:
+        self.rank, self.count = rank, count
+        self._limit = step_timeout
+        self._beat: float | None = None
+        self._asked_to_stop = False
+        self._ended = threading.Event()
+        self._watch = threading.Thread(target=self._watching, name="fgkd-watch", daemon=True)
+        if count > 1:
+            self._watch.start()
+
+    def after_step(self, step: int) -> bool:
+        """Takes note that a step was begun, for the watchdog.
+
+        Args:
+          step: its number; every process calls with every one.
+
+        Returns:
+          Whether to save this step and stop, because SIGTERM came: the same on every process.
+        """
+        self._beat = time.monotonic()
+        if self.count > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._asked_to_stop
+
+    def steps_are_over(self) -> None:
+        """Ends the watch over steps: what follows takes as long as it takes."""
+        self._beat = None
+
+    def ask_to_stop(self, number: int = signal.SIGTERM, frame: FrameType | None = None) -> None:
+        """Asks for a stop after the step under way; a signal handler.
+
+        Args:
+          number: the signal.
+          frame: where it came.
+        """
+        self._asked_to_stop = True
+
+    def fail(self, error: BaseException) -> NoReturn:
+        """Takes the run down: says what happened here, tells the other processes, and leaves.
+
+        Where another process failed before, it is that one's error that is named.
+
+        Args:
+          error: what was raised.
+        """
+        line, status = told(error) or (_last_line(error), FAILED)
+        if first := self._failures():
+            rank, reason = first
+            if reason == line:  # a check that all processes make together; it has been said
+                self._leave(None, status)
+            self._leave(f"ends because rank {rank} failed: {reason}", FAILED)
+        if told(error) is None:
+            sys.stderr.write("".join(traceback.format_exception(error)))
+        self._say(line)
+        self._announce(line)
+        self._leave(None, status)
+
+    def close(self) -> None:
+        """Ends this process's part after success: waits for the others, then disconnects."""
+        self._ended.set()
+        if self.count > 1:
+            self._watch.join()
+            jax.distributed.shutdown()
+
+    def _say(self, line: str) -> None:
+        sys.stderr.write(f"fgkd: rank {self.rank}: {line}\n")
+        sys.stderr.flush()
+
+    def _announce(self, line: str) -> None:
+        if (client := global_state.client) is None:
+            return
+        with contextlib.suppress(RuntimeError):  # no coordinator any more: nobody to tell
+            client.key_value_set(f"{_FAILURES}{self.rank}", json.dumps(line))
+            if self.rank == 0:  # the store is in this process: the others shall read it first
+                time.sleep(4 * _POLL_SECONDS)
+
+    def _failures(self) -> tuple[int, str] | None:
+        """The rank and the error of another process that failed."""
+        if (client := global_state.client) is None:
+            return None
+        with contextlib.suppress(RuntimeError):  # the coordinator is gone; JAX will end this too
+            for name, value in client.key_value_dir_get(_FAILURES):
+                if (rank := int(name.rpartition("/")[2])) != self.rank:
+                    return rank, json.loads(value)
+        return None
+
+    def _leave(self, line: str | None, status: int) -> NoReturn:
+        if line:
+            self._say(line)
+        sys.stdout.flush()
+        os._exit(status)
+
+    def _watching(self) -> None:
+        while not self._ended.wait(_POLL_SECONDS):
+            if first := self._failures():
+                self._leave(f"ends because rank {first[0]} failed: {first[1]}", FAILED)
+            beat = self._beat
+            if self._limit and beat is not None and time.monotonic() - beat > self._limit:
+                line = f"error: no step was finished for {self._limit:g} s; a peer may hang"
+                self._say(line)
+                faulthandler.dump_traceback(sys.__stderr__ or 2)
+                self._announce(line)
+                self._leave(None, FAILED)
+
+
+def _last_line(error: BaseException) -> str:
+    return f"error: {traceback.format_exception_only(error)[-1].strip()}"
+
+
+@contextlib.contextmanager
+def job(options: ProcessOptions) -> Iterator[Job]:
+    """Joins this process to its run, and takes the run down where the body fails.
+
+    To be entered before JAX computes anything or is asked for its devices.
+
+    Args:
+      options: where the process stands.
+
+    Yields:
+      Its part in the run.
+
+    Raises:
+      UserError: a value is missing or impossible, or the coordinator cannot be reached in time.
+      Preempted: the body raised it, on all processes.
+    """
+    place = find_place(options, os.environ)
+    if place is None:
+        alone = Job()
+        with _on_sigterm(alone):
+            yield alone
+        return
+    one = initialize(options, place)
+    try:
+        yield one
+    except Preempted:
+        one.close()
+        raise
+    except BaseException as error:
+        one.fail(error)
+    one.close()
+
+
+@contextlib.contextmanager
+def _on_sigterm(one: Job) -> Iterator[None]:
+    """Lets SIGTERM ask for a stop; signals are the main thread's."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, one.ask_to_stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def initialize(options: ProcessOptions, place: Place) -> Job:
+    """Connects this process to the others; `job` does, and ends it as well.
+
+    From here on an exception that nobody catches, in any thread, takes the run down.
+
+    Args:
+      options: the timeouts.
+      place: where the process stands.
+
+    Returns:
+      Its part in the run.
+
+    Raises:
+      UserError: the coordinator cannot be reached in time, or its port is taken.
+    """
+    started = time.monotonic()
+    if place.coordinator and place.process_id:
+        _reach(place.coordinator, timeout=options.timeout)
+    # JAX aborts the whole process when its own timeout passes: ours comes before.
+    alarm = threading.Timer(
+        options.timeout - (time.monotonic() - started), _give_up, (place, options.timeout)
+    )
+    alarm.daemon = True
+    alarm.start()
+    known = None not in (place.coordinator, place.num_processes, place.process_id)
+    try:
+        jax.distributed.initialize(
+            place.coordinator,
+            place.num_processes,
+            place.process_id,
+            cluster_detection_method="deactivate" if known else None,
+            initialization_timeout=int(options.timeout) + 60,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except (RuntimeError, ValueError) as error:
+        where = place.coordinator or _detected()
+        reason = str(error).splitlines()[0]
+        raise UserError(f"cannot start the processes with coordinator {where}: {reason}") from error
+    finally:
+        alarm.cancel()
+    one = Job(
+        global_state.process_id, global_state.num_processes, step_timeout=options.step_timeout
+    )
+    _take_uncaught(one)
+    return one
+
+
+def _reach(address: str, *, timeout: float) -> None:
+    """Waits until the coordinator listens."""
+    host, port = split_address(address)
+    deadline, reason = time.monotonic() + timeout, "no answer"
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            socket.create_connection((host, port), timeout=left).close()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            time.sleep(min(0.2, left))
+        else:
+            return
+    raise UserError(f"coordinator {address} was not reached within {timeout:g} s: {reason}")
+
+
+def _detected() -> str:
+    return str(getattr(global_state, "coordinator_address", None) or "that JAX looked for")
+
+
+def _give_up(place: Place, timeout: float) -> NoReturn:
+    """Ends the process where its peers do not come: JAX cannot be called off."""
+    where, count = place.coordinator or _detected(), place.num_processes or "its"
+    sys.stderr.write(
+        f"fgkd: error: coordinator {where}: not all of {count} processes came within "
+        f"{timeout:g} s\n"
+    )
+    sys.stderr.flush()
+    os._exit(2)
+
+
+def _take_uncaught(one: Job) -> None:
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        one.fail(error)
+
+    def thread_hook(arguments: Any) -> None:
+        one.fail(arguments.exc_value or arguments.exc_type())
+
+    sys.excepthook = hook
+    threading.excepthook = thread_hook

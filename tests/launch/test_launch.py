@@ -1,0 +1,355 @@
+"""What starts a run elsewhere: scripts are clean and do what they say, manifests are whole."""
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+LAUNCH = ROOT / "launch"
+LOCAL = LAUNCH / "local" / "launch.py"
+SCRIPTS = sorted([*LAUNCH.rglob("*.sh"), *LAUNCH.rglob("*.sbatch")])
+OVERLAYS = sorted((LAUNCH / "k8s" / "overlays").iterdir())
+
+
+def read_env(path: Path) -> dict[str, str]:
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+    return dict(line.split("=", 1) for line in lines)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_every_script_is_clean_under_shellcheck(script):
+    if shutil.which("shellcheck") is None:
+        pytest.skip("needs shellcheck")
+    done = subprocess.run(["shellcheck", str(script)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def run_local(*command, processes=2, grace=5.0):
+    arguments = [f"--processes={processes}", f"--grace={grace}", "--", *command]
+    return subprocess.run(
+        [sys.executable, str(LOCAL), *arguments], capture_output=True, text=True, timeout=60
+    )
+
+
+def test_the_local_launcher_numbers_processes_and_their_lines():
+    line = "echo $JAX_PROCESS_ID of $JAX_NUM_PROCESSES at $JAX_COORDINATOR_ADDRESS"
+    done = run_local("sh", "-c", line, processes=3)
+    assert done.returncode == 0
+    found = [
+        re.fullmatch(r"\[(\d)\] \1 of 3 at (127\.0\.0\.1:\d+)", line)
+        for line in done.stdout.splitlines()
+    ]
+    assert sorted(one[1] for one in found) == ["0", "1", "2"]
+    assert len({one[2] for one in found}) == 1
+
+
+def test_the_local_launcher_ends_all_at_the_first_failure(tmp_path):
+    orphan = tmp_path / "orphan"
+    command = f"if [ $JAX_PROCESS_ID = 1 ]; then exit 9; fi; (sleep 3; touch {orphan}) & sleep 60"
+    started = time.monotonic()
+    done = run_local("sh", "-c", command, grace=0.2)
+    assert done.returncode == 9
+    assert time.monotonic() - started < 30
+    time.sleep(3.2)
+    assert not orphan.exists(), "children of the processes end with them"
+
+
+def test_the_local_launcher_passes_sigterm_on_and_75_back():
+    command = "trap 'exit 75' TERM; echo ready; while :; do sleep 0.05; done"
+    arguments = [sys.executable, str(LOCAL), "--", "sh", "-c", command]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as launcher:
+        assert sorted(launcher.stdout.readline() for _ in range(2)) == [
+            "[0] ready\n",
+            "[1] ready\n",
+        ]
+        launcher.send_signal(signal.SIGTERM)
+        assert launcher.wait(timeout=30) == 75
+
+
+def test_the_local_launcher_names_a_program_that_is_not_there():
+    done = run_local("no-such-program")
+    assert done.returncode == 2
+    assert done.stderr == ("launch: error: cannot run no-such-program: No such file or directory\n")
+
+
+def fake(folder: Path, name: str, body: str) -> None:
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    path.write_text(f"#!/usr/bin/env bash\n{body}\n")
+    path.chmod(0o755)
+
+
+def recording(folder: Path, name: str) -> Path:
+    """A program that notes down its arguments, one to a line, and a blank line after each call."""
+    calls = folder / f"{name}.calls"
+    fake(folder / "bin", name, f"printf '%s\\n' {name} \"$@\" '' >> {shlex.quote(str(calls))}")
+    return calls
+
+
+def run_script(script: Path, *arguments: str, folder: Path, **variables: str):
+    path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", str(script), *arguments],
+        capture_output=True,
+        text=True,
+        env={"PATH": path, "HOME": str(folder), **variables},
+    )
+
+
+@pytest.mark.parametrize(("status", "requeued"), [(0, False), (75, True), (13, False), (2, False)])
+def test_the_slurm_script_queues_a_preempted_run_again(status, requeued, tmp_path):
+    calls = recording(tmp_path, "scontrol")
+    fake(tmp_path / "bin", "srun", f'echo srun "$@" flags="$A_FLAG"; exit {status}')
+    flags = tmp_path / "flags.env"
+    flags.write_text("A_FLAG=--a=b\n")
+    done = run_script(
+        LAUNCH / "slurm" / "train.sbatch",
+        "--config", "a b", folder=tmp_path, SLURM_JOB_ID="7", FGKD_ENV_FILE=str(flags),
+    )  # fmt: skip
+    assert done.returncode == status
+    expected = "srun --kill-on-bad-exit=1 fgkd train --config a b flags=--a=b"
+    assert done.stdout.splitlines()[0] == expected
+    assert (calls.read_text().split() if calls.exists() else []) == (
+        ["scontrol", "requeue", "7"] if requeued else []
+    )
+
+
+def test_the_slurm_script_outlives_sigterm_and_waits_for_the_tasks(tmp_path):
+    calls = recording(tmp_path, "scontrol")
+    fake(tmp_path / "bin", "srun", "echo started; sleep 1; echo saved; exit 75")
+    path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    script = ["bash", str(LAUNCH / "slurm" / "train.sbatch")]
+    with subprocess.Popen(
+        script, stdout=subprocess.PIPE, text=True, env={"PATH": path, "SLURM_JOB_ID": "7"}
+    ) as job:
+        assert job.stdout.readline() == "started\n"
+        job.send_signal(signal.SIGTERM)
+        assert job.stdout.readline() == "saved\n"
+        assert job.wait(timeout=30) == 75
+    assert calls.read_text().split() == ["scontrol", "requeue", "7"]
+
+
+def test_the_slurm_script_asks_for_what_a_preemption_needs():
+    text = (LAUNCH / "slurm" / "train.sbatch").read_text()
+    options = re.findall(r"^#SBATCH (\S+)", text, re.MULTILINE)
+    assert {"--requeue", "--signal=TERM@120", "--open-mode=append"} <= set(options)
+
+
+TPU = {"TPU_NAME": "birds", "TPU_ZONE": "us-west4-a"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "expected"),
+    [
+        (
+            ["create"],
+            {"TPU_TYPE": "v5litepod-16"},
+            "create birds --zone=us-west4-a --accelerator-type=v5litepod-16 "
+            "--version=tpu-ubuntu2204-base",
+        ),
+        (
+            ["create"],
+            {"TPU_TYPE": "v6e-8", "TPU_VERSION": "v2-alpha-tpuv6e", "TPU_SPOT": "1"},
+            "create birds --zone=us-west4-a --accelerator-type=v6e-8 --version=v2-alpha-tpuv6e "
+            "--spot",
+        ),
+        (
+            ["train", "--config", "a b", "--workdir", "/mnt/x"],
+            {},
+            "ssh birds --zone=us-west4-a --worker=all '--command=env "
+            "LIBTPU_INIT_ARGS=--xla_tpu_enable_latency_hiding_scheduler=true "
+            "fgkd/bin/fgkd train --detect_processes=on --config a\\ b --workdir /mnt/x '",
+        ),
+        (["delete"], {}, "delete birds --zone=us-west4-a --quiet"),
+    ],
+)
+def test_tpu_vms_are_asked_for_through_gcloud(arguments, variables, expected, tmp_path):
+    calls = recording(tmp_path, "gcloud")
+    script = LAUNCH / "tpu" / "tpu_vm.sh"
+    done = run_script(script, *arguments, folder=tmp_path, **TPU, **variables)
+    assert done.returncode == 0, done.stderr
+    call = calls.read_text().splitlines()[:-1]
+    assert call == ["gcloud", "compute", "tpus", "tpu-vm", *shlex.split(expected)]
+
+
+def test_the_wheel_is_copied_to_all_tpu_vms_and_installed(tmp_path):
+    calls = recording(tmp_path, "gcloud")
+    wheel = tmp_path / "fgkd_jax-1-py3-none-any.whl"
+    wheel.touch()
+    done = run_script(LAUNCH / "tpu" / "tpu_vm.sh", "install", str(wheel), folder=tmp_path, **TPU)
+    assert done.returncode == 0, done.stderr
+    copied, installed = calls.read_text().strip().split("\n\n")
+    assert copied.splitlines()[4:7] == ["scp", str(wheel), "birds:"]
+    assert "--worker=all" in copied
+    assert f"pip install --quiet './{wheel.name}[tpu]'" in installed
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "variables", "message"),
+    [
+        ("tpu_vm.sh", [], TPU, "usage: tpu_vm.sh create"),
+        ("tpu_vm.sh", ["create"], {"TPU_NAME": "a"}, "TPU_ZONE is not set; expected a zone"),
+        ("tpu_vm.sh", ["create"], TPU, "TPU_TYPE is not set; expected an accelerator type"),
+        ("tpu_vm.sh", ["crate"], TPU, "there is no action 'crate'; usage"),
+        ("tpu_vm.sh", ["install", "no.whl"], TPU, "install takes the wheel"),
+        ("tpu_vm.sh", ["train"], TPU, "train takes the flags of fgkd train"),
+        ("cluster_toolkit.sh", [], {}, "CLUSTER is not set"),
+    ],
+)
+def test_what_is_missing_is_said_in_one_line(script, arguments, variables, message, tmp_path):
+    calls = recording(tmp_path, "gcloud")
+    done = run_script(LAUNCH / "tpu" / script, *arguments, folder=tmp_path, **variables)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"{script}: error: {message}")
+    assert not calls.exists()
+
+
+def test_cluster_toolkit_is_given_the_job(tmp_path):
+    calls = recording(tmp_path, "gcluster")
+    given = {"CLUSTER": "c", "LOCATION": "l", "PROJECT": "p", "IMAGE": "i:tpu", "QUEUE": "q"}
+    script = LAUNCH / "tpu" / "cluster_toolkit.sh"
+    done = run_script(script, "birds", "v5litepod-16", "--config=x", folder=tmp_path, **given)
+    assert done.returncode == 0, done.stderr
+    head, *options = calls.read_text().splitlines()[:-1]
+    assert [head, *options[:2]] == ["gcluster", "job", "submit"]
+    (flag,) = (f"--env={name}={value}" for name, value in read_env(LAUNCH / "env/tpu.env").items())
+    assert set(options[2:]) == {
+        *("--cluster=c", "--location=l", "--project=p", "--name=birds", "--image=i:tpu"),
+        *("--compute-type=v5litepod-16", "--queue=q", flag),
+        "--command=fgkd train --detect_processes=on --config=x ",
+    }
+
+
+def documents(text: str) -> list[dict]:
+    return [one for one in yaml.safe_load_all(text) if one]
+
+
+@pytest.mark.parametrize(
+    "path", sorted(LAUNCH.rglob("*.yaml")), ids=lambda p: p.parent.name + p.name
+)
+def test_every_manifest_parses(path):
+    for one in documents(path.read_text()):
+        if path.name != "workers.yaml":  # a list of patches
+            assert {"apiVersion", "kind"} <= one.keys()
+
+
+def built(folder: Path) -> dict[str, dict]:
+    if shutil.which("kubectl") is None:
+        pytest.skip("needs kubectl, which builds without a cluster")
+    done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return {one["kind"]: one for one in documents(done.stdout)}
+
+
+@pytest.mark.parametrize("folder", [LAUNCH / "k8s/base", *OVERLAYS], ids=lambda p: p.name)
+def test_every_overlay_is_a_run_that_fits_together(folder):
+    by_kind = built(folder)
+    jobset = by_kind["JobSet"]
+    name, spec = jobset["metadata"]["name"], jobset["spec"]
+    assert spec["network"] == {"enableDNSHostnames": True, "subdomain": name}
+    (workers,) = spec["replicatedJobs"]
+    job = workers["template"]["spec"]
+    pod = job["template"]["spec"]
+    (container,) = pod["containers"]
+    variables = {one["name"]: one for one in container["env"]}
+    assert job["completionMode"] == "Indexed"
+    assert str(job["parallelism"]) == str(job["completions"])
+    assert variables["JAX_NUM_PROCESSES"]["value"] == str(job["completions"])
+    host, port = variables["JAX_COORDINATOR_ADDRESS"]["value"].split(":")
+    assert host == f"{name}-{workers['name']}-0-0.{name}"
+    assert int(port) in [one["containerPort"] for one in container["ports"]]
+    assert "job-completion-index" in str(variables["JAX_PROCESS_ID"])
+    assert (pod["restartPolicy"], job["backoffLimit"]) == ("Never", 0), "podFailurePolicy needs it"
+    (rule,) = job["podFailurePolicy"]["rules"]
+    assert rule["onExitCodes"]["containerName"] == container["name"]
+    assert 75 not in rule["onExitCodes"]["values"]
+    assert {one["name"] for one in container["volumeMounts"]} == {
+        one["name"] for one in pod["volumes"]
+    }
+    claim = pod["volumes"][0]["persistentVolumeClaim"]["claimName"]
+    assert claim == by_kind["PersistentVolumeClaim"]["metadata"]["name"]
+    assert by_kind["PersistentVolumeClaim"]["spec"]["accessModes"] == ["ReadWriteMany"]
+    for source in container.get("envFrom", ()):
+        assert source["configMapRef"]["name"] == by_kind["ConfigMap"]["metadata"]["name"]
+
+
+@pytest.mark.parametrize(
+    ("name", "resource"), [("tpu", "google.com/tpu"), ("gpu", "nvidia.com/gpu")]
+)
+def test_an_overlay_asks_for_its_devices_and_sets_its_flags(name, resource):
+    by_kind = built(LAUNCH / "k8s/overlays" / name)
+    job = by_kind["JobSet"]["spec"]["replicatedJobs"][0]["template"]["spec"]
+    (container,) = job["template"]["spec"]["containers"]
+    assert int(container["resources"]["limits"][resource]) > 0
+    assert by_kind["ConfigMap"]["data"] == read_env(LAUNCH / "env" / f"{name}.env")
+    assert container["image"].endswith(f":{name}")
+    if name == "tpu":
+        topology = job["template"]["spec"]["nodeSelector"]["cloud.google.com/gke-tpu-topology"]
+        rows, columns = map(int, topology.split("x"))
+        chips = job["completions"] * int(container["resources"]["limits"][resource])
+        assert chips == rows * columns
+
+
+def test_the_queue_leads_from_the_label_to_the_quota():
+    by_kind = built(LAUNCH / "k8s/queue")
+    label = built(LAUNCH / "k8s/base")["JobSet"]["metadata"]["labels"]["kueue.x-k8s.io/queue-name"]
+    assert by_kind["LocalQueue"]["metadata"]["name"] == label
+    queue = by_kind["ClusterQueue"]
+    assert by_kind["LocalQueue"]["spec"]["clusterQueue"] == queue["metadata"]["name"]
+    (group,) = queue["spec"]["resourceGroups"]
+    (flavor,) = group["flavors"]
+    assert flavor["name"] == by_kind["ResourceFlavor"]["metadata"]["name"]
+    assert [one["name"] for one in flavor["resources"]] == group["coveredResources"]
+
+
+def test_xla_accepts_the_flags_for_gpus_and_refuses_others():
+    flags = read_env(LAUNCH / "env/gpu.env")["XLA_FLAGS"]
+    script = "import jax; jax.devices()"
+
+    def status(flags):
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+        command = [sys.executable, "-c", script]
+        return subprocess.run(command, capture_output=True, env=environment).returncode
+
+    assert status(flags) == 0
+    assert status(flags.replace("hiding", "hyding")) != 0
+
+
+def test_libtpu_accepts_the_flags_for_tpus_and_refuses_others():
+    pytest.importorskip("libtpu", reason="needs libtpu, whose compiler runs without a TPU")
+    flags = read_env(LAUNCH / "env/tpu.env")["LIBTPU_INIT_ARGS"]
+    script = (
+        "from jax.experimental.topologies import get_topology_desc as f;"
+        "f(platform='tpu', topology_name='v5e:2x2')"
+    )
+
+    def status(flags):
+        environment = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "TPU_SKIP_MDS_QUERY": "1",
+            "LIBTPU_INIT_ARGS": flags,
+        }
+        command = [sys.executable, "-c", script]
+        return subprocess.run(command, capture_output=True, env=environment).returncode
+
+    assert status(flags) == 0
+    assert status(flags.replace("hiding", "hyding")) != 0
+
+
+def test_the_image_runs_the_program_and_copies_what_exists():
+    text = (LAUNCH / "Dockerfile").read_text()
+    assert 'ENTRYPOINT ["fgkd"]' in text
+    for line in re.findall(r"^COPY (.*)$", text, re.MULTILINE):
+        *sources, _ = line.split()
+        assert all((ROOT / source).exists() for source in sources)

@@ -97,7 +97,9 @@ def test_the_figures_are_those_written_down(tool):
 def test_the_expected_figures_of_the_reference(tool, shared):
     folder = shared / "golden" / "detection"
     if not (folder / "coco_eval_expected.npz").is_file():
-        pytest.skip("this copy of the golden vectors has no coco_eval_expected.npz")
+        pytest.skip(
+            "needs the shared data golden/detection/coco_eval_expected.npz, which this copy lacks"
+        )
     expected = np.load(folder / "coco_eval_expected.npz")
     result = coco_precision(
         json.loads((folder / "coco_gt.json").read_text()),

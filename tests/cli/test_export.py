@@ -234,6 +234,8 @@ def test_a_shared_trunk_goes_with_every_network_that_is_of_its_kind():
         method.export(variables, network=2)
 
 
-def test_every_method_can_be_exported():
-    assert all(issubclass(method, Exportable) for method in METHODS.values())
+def test_every_method_of_images_can_be_exported():
+    # MSDN reads what `fgkd features` wrote of them.
+    none = {name for name, method in METHODS.items() if not issubclass(method, Exportable)}
+    assert none == {"msdn"}
     assert isinstance(load_config("classify_birds").method, Exportable)

@@ -338,6 +338,7 @@ def test_libtpu_accepts_the_flags_for_tpus_and_refuses_others():
             **os.environ,
             "JAX_PLATFORMS": "cpu",
             "TPU_SKIP_MDS_QUERY": "1",
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # another test may be compiling
             "LIBTPU_INIT_ARGS": flags,
         }
         command = [sys.executable, "-c", script]

@@ -8,7 +8,7 @@ together depends on the sizes that the annotations state, and on nothing that is
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from fgkd_jax.data.boxes import size_disagreement
 from fgkd_jax.data.detection_buckets import BucketOrder, bucket_members
 from fgkd_jax.data.detection_transforms import EvalGeometry, Size, TrainGeometry
 from fgkd_jax.data.images import configure_opencv, decode
-from fgkd_jax.data.loading import CORRUPT, ERROR
+from fgkd_jax.data.loading import CORRUPT, ERROR, collate
 from fgkd_jax.data.options import check_value
 from fgkd_jax.data.pipeline import BatchIterator, local_size, prefetched
 from fgkd_jax.errors import UserError
@@ -135,9 +135,9 @@ def detection_train_iterator(
     )
     load = _Loader(source, dataset.info, options, geometry, order)
     batches = grain.MapDataset.range(sys.maxsize).map(load.train)
-    batches = batches.batch(rows, drop_remainder=True, batch_fn=_collate)
+    batches = batches.batch(rows, drop_remainder=True, batch_fn=collate)
     batches = batches[start_step * process_count + process_index :: process_count]
-    return BatchIterator(_in_background(batches, options), step=start_step)
+    return BatchIterator(prefetched(batches, options), step=start_step)
 
 
 def detection_eval_iterator(
@@ -180,9 +180,9 @@ def detection_eval_iterator(
         filled = np.full(-(-len(members) // batch_size) * batch_size, -1)
         filled[: len(members)] = members
         tasks += [(bucket, int(index)) for index in filled]
-    batches = grain.MapDataset.source(tasks).map(load.evaluate).batch(rows, batch_fn=_collate)
+    batches = grain.MapDataset.source(tasks).map(load.evaluate).batch(rows, batch_fn=collate)
     batches = batches[process_index::process_count]
-    return BatchIterator(_in_background(batches, options), step=0)
+    return BatchIterator(prefetched(batches, options), step=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,23 +276,3 @@ class _Loader:
         row = self.geometry(nothing, bucket, np.random.default_rng(0))
         row["valid_size"] = np.zeros(2, np.int32)
         return {**row, "original_size": np.zeros(2, np.int32), "id": -1}
-
-
-def _collate(rows: list[Example]) -> dict[str, Any]:
-    """Stacks rows to arrays; an error in one of them takes the place of the batch."""
-    errors = [row[ERROR] for row in rows if ERROR in row]
-    if errors:
-        return {ERROR: errors[0]}
-    batch = {key: np.stack([row[key] for row in rows]) for key in rows[0] if key != CORRUPT}
-    batch["id"] = batch["id"].astype(np.int32)
-    return {**batch, CORRUPT: tuple(pair for row in rows for pair in row[CORRUPT])}
-
-
-def _in_background(batches: Any, options: DetectionOptions) -> Any:
-    """Iterates as the options say."""
-    return prefetched(
-        batches,
-        num_workers=options.num_workers,
-        read_threads=options.read_threads,
-        prefetch_batches=options.prefetch_batches,
-    )

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -150,3 +151,20 @@ class ExampleLoader:
             else:
                 return {key: np.zeros_like(value) for key, value in row.items()} | empty
         raise UserError(f"{self.info.name}: no image can be read")
+
+
+def collate(rows: list[Example]) -> dict[str, Any]:
+    """Stacks rows to a batch; an error in one of them takes the place of the batch.
+
+    Args:
+      rows: of the same keys; `CORRUPT` holds what was left out on the way.
+
+    Returns:
+      Arrays by key, labels and ids as int32, and `CORRUPT` of all rows; or `ERROR` alone.
+    """
+    errors = [row[ERROR] for row in rows if ERROR in row]
+    if errors:
+        return {ERROR: errors[0]}
+    batch = {key: np.stack([row[key] for row in rows]) for key in rows[0] if key != CORRUPT}
+    batch |= {key: batch[key].astype(np.int32) for key in ("label", "id") if key in batch}
+    return {**batch, CORRUPT: tuple(pair for row in rows for pair in row[CORRUPT])}

@@ -12,7 +12,7 @@ needs `if __name__ == "__main__":`.
 
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from absl import flags, logging
@@ -20,7 +20,6 @@ from absl import flags, logging
 from fgkd_jax.data.base import (
     Dataset,
     DatasetInfo,
-    Example,
     Source,
     labels_and_ids,
     split_source,
@@ -28,7 +27,7 @@ from fgkd_jax.data.base import (
 from fgkd_jax.data.captions import partners
 from fgkd_jax.data.class_groups import class_groups
 from fgkd_jax.data.holdout import holdout
-from fgkd_jax.data.loading import CORRUPT, ERROR, ExampleLoader
+from fgkd_jax.data.loading import CORRUPT, ERROR, ExampleLoader, collate
 from fgkd_jax.data.options import DataOptions, check_value, eval_transform, train_transform
 from fgkd_jax.data.text import CaptionEncoder
 from fgkd_jax.data.zero_shot import hold_out_classes
@@ -169,9 +168,9 @@ def train_iterator(
     text = _encoder(options, dataset.info, train=True)
     load = ExampleLoader(source, dataset.info, options, geometry, groups, options.views, text)
     # Batches come before the slice, so that a process takes whole blocks of consecutive rows.
-    batches = stream.random_map(load.train).batch(rows, drop_remainder=True, batch_fn=_collate)
+    batches = stream.random_map(load.train).batch(rows, drop_remainder=True, batch_fn=collate)
     batches = batches[start_step * process_count + process_index :: process_count]
-    return BatchIterator(_in_background(batches, options), step=start_step)
+    return BatchIterator(prefetched(batches, options), step=start_step)
 
 
 def eval_iterator(
@@ -218,9 +217,9 @@ def eval_iterator(
         partners=partners(*labels_and_ids(source)) if options.text else None,
     )
     positions = -(-len(source) // batch_size) * batch_size
-    batches = grain.MapDataset.range(positions).map(load.evaluate).batch(rows, batch_fn=_collate)
+    batches = grain.MapDataset.range(positions).map(load.evaluate).batch(rows, batch_fn=collate)
     batches = batches[process_index::process_count]
-    return BatchIterator(_in_background(batches, options), step=0)
+    return BatchIterator(prefetched(batches, options), step=0)
 
 
 def _encoder(options: DataOptions, info: DatasetInfo, *, train: bool) -> CaptionEncoder | None:
@@ -244,48 +243,47 @@ def _eval_source(dataset: Dataset, split: str, options: DataOptions) -> tuple[So
     return split_source(dataset, split), dataset.info
 
 
-def _collate(rows: list[Example]) -> dict[str, Any]:
-    """Stacks rows to arrays; an error in one of them takes the place of the batch."""
-    errors = [row[ERROR] for row in rows if ERROR in row]
-    if errors:
-        return {ERROR: errors[0]}
-    batch = {key: np.stack([row[key] for row in rows]) for key in rows[0] if key != CORRUPT}
-    batch["label"], batch["id"] = batch["label"].astype(np.int32), batch["id"].astype(np.int32)
-    return {**batch, CORRUPT: tuple(pair for row in rows for pair in row[CORRUPT])}
+@runtime_checkable
+class Reading(Protocol):
+    """What options of any pipeline say of how batches are prepared ahead, as `DataOptions`."""
+
+    @property
+    def num_workers(self) -> int:
+        """Processes."""
+        ...
+
+    @property
+    def read_threads(self) -> int:
+        """Threads of each process."""
+        ...
+
+    @property
+    def prefetch_batches(self) -> int:
+        """Batches ahead, in each process."""
+        ...
 
 
-def _in_background(batches: Any, options: DataOptions) -> Any:
-    """Iterates as the options say."""
-    return prefetched(
-        batches,
-        num_workers=options.num_workers,
-        read_threads=options.read_threads,
-        prefetch_batches=options.prefetch_batches,
-    )
-
-
-def prefetched(batches: Any, *, num_workers: int, read_threads: int, prefetch_batches: int) -> Any:
+def prefetched(batches: Any, options: Reading) -> Any:
     """Iterates over a Grain data set of batches with threads and, on demand, processes.
 
     Args:
       batches: the data set.
-      num_workers: as `DataOptions` has it.
-      read_threads: likewise.
-      prefetch_batches: likewise.
+      options: how many.
 
     Returns:
       An iterator with a method `close`.
     """
     import grain
 
-    buffer = max(prefetch_batches, read_threads)
-    read = grain.ReadOptions(num_threads=read_threads, prefetch_buffer_size=buffer)
+    threads = options.read_threads
+    buffer = max(options.prefetch_batches, threads)
+    read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
     stream = batches.to_iter_dataset(read)
-    if num_workers:
+    if options.num_workers:
         # Grain asks absl for its flags even where nothing has parsed any, in a notebook say.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
-        workers = grain.MultiprocessingOptions(num_workers=num_workers)
+        workers = grain.MultiprocessingOptions(num_workers=options.num_workers)
         stream = stream.mp_prefetch(workers)
     return iter(stream)
 

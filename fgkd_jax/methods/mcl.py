@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fgkd_jax.errors import UserError, nearest
+from fgkd_jax.errors import UserError
 from fgkd_jax.losses.contrastive import mutual_contrastive
 from fgkd_jax.losses.distillation import ensemble_distillation, mutual_learning
 from fgkd_jax.methods.classifier import check_network
@@ -54,23 +54,6 @@ PRESET_TITLES: Mapping[str, str] = {
     "ensemble": "distilling the mean of logits",
 }
 """What the presets are called in a table."""
-
-
-def mcl_preset(name: str) -> dict[str, Any]:
-    """Looks the options of a preset up.
-
-    Args:
-      name: a key of `PRESETS`.
-
-    Returns:
-      Options of `MCL`, for a config to complete.
-
-    Raises:
-      UserError: there is no such preset.
-    """
-    if name not in PRESETS:
-        raise UserError(f"MCL has no preset {name!r}{nearest(name, PRESETS)}")
-    return dict(PRESETS[name])
 
 
 @dataclasses.dataclass(frozen=True)

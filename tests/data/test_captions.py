@@ -24,6 +24,7 @@ from fgkd_jax.data.procedural_birds.captions import SPOKEN, caption_words, tell
 from fgkd_jax.data.procedural_birds.examples import captions_of as bird_captions
 from fgkd_jax.data.procedural_birds.streams import Stream
 from fgkd_jax.data.procedural_birds.world import GROUPS, SMALL_GROUPS
+from fgkd_jax.data.procedural_birds.zero_shot import captions_of as unseen_captions
 from fgkd_jax.errors import UserError
 
 CLASSES = ("001.Red_bird", "002.Blue_bird", "003.Green_bird")
@@ -317,6 +318,15 @@ def test_only_what_can_be_seen_is_told():
     one[:] = 0
     one[ATTRIBUTES.index("eye_ring::none")] = 1
     assert set(tell(one, Stream(3))) == {"this is a bird."}
+
+
+def test_unseen_species_are_told_by_streams_of_their_own():
+    visible = np.ones(len(ATTRIBUTES), np.uint8)
+    told = [unseen_captions(visible, split, 3) for split in ("train", "test_seen", "test_unseen")]
+    told.append(bird_captions(visible, "train", 3))
+    assert all(len(ten) == 10 for ten in told)
+    assert len(set(told)) == 4
+    assert unseen_captions(visible, "test_unseen", 3) == told[2]
 
 
 def test_captions_of_the_first_examples_never_change():

@@ -18,7 +18,7 @@ from fgkd_jax.losses import (
     mutual_learning,
 )
 from fgkd_jax.methods import MCL
-from fgkd_jax.methods.mcl import PRESETS, mcl_preset
+from fgkd_jax.methods.mcl import PRESETS
 from fgkd_jax.train.init import initial_state
 from fgkd_jax.train.optim import OptimOptions, make_optimizer
 from fgkd_jax.train.pretrained import load_pretrained, to_torch_state_dict
@@ -93,7 +93,7 @@ def test_the_terms_are_the_losses_of_what_the_networks_say(batch, variables):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_weight_of_zero_leaves_the_term_out(batch, variables, preset):
-    terms, _, figures = run_loss(make_method(**mcl_preset(preset)), variables, batch)
+    terms, _, figures = run_loss(make_method(**PRESETS[preset]), variables, batch)
     further = {"independent": set(), "dml": {"mutual_learning"}, "ensemble": {"ensemble"},
                "mcl": {"vcl", "icl", "soft_vcl", "soft_icl"}}  # fmt: skip
     assert terms.keys() - {"cross_entropy"} == further[preset]
@@ -101,7 +101,7 @@ def test_a_weight_of_zero_leaves_the_term_out(batch, variables, preset):
 
 
 def test_networks_are_independent_but_for_what_they_say(batch, variables):
-    method = make_method(**mcl_preset("independent"))
+    method = make_method(**PRESETS["independent"])
 
     def first(params):
         terms, *_ = method.loss(
@@ -304,9 +304,7 @@ def test_bad_options_are_told_in_one_line(options, message):
         make_method(**options)
 
 
-def test_unknown_presets_and_groups_are_told(batch, variables):
-    with pytest.raises(UserError, match="no preset 'dlm'; did you mean 'dml'"):
-        mcl_preset("dlm")
+def test_groups_that_do_not_divide_the_batch_are_told(batch, variables):
     with pytest.raises(UserError, match="groups is 3; expected a divisor of the batch size"):
         run_loss(make_method(contrast_groups=3), variables, batch)
 

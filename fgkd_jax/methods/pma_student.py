@@ -71,7 +71,7 @@ class PMAStudent(ImageOptions):
         for name in self.teacher:
             if name not in names:
                 raise UserError(f"teacher.{name} is not an option{nearest(name, names)}")
-        self.teacher_method  # noqa: B018 (a wrong option is told at once)
+        _ = self.teacher_method  # a wrong option is told at once
 
     @property
     def network(self) -> ClassifierNetwork:

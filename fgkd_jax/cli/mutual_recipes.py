@@ -176,8 +176,8 @@ def mutual_cifar10(
     config.data.update(
         dataset="cifar10", validation_fraction=0.04, train_fraction=1000 / 4800, max_shift=4
     )
-    config.train.update(steps=6000, batch_size=64, eval_every=1000)
-    config.checkpoint.every_steps = 1000
+    config.train.update(steps=2400, batch_size=64, eval_every=400)
+    config.checkpoint.every_steps = 400
     config.report.title = f"{title}: two ResNet-8"
     config.report.paper = "none on 10,000 images"
     return config

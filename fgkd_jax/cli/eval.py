@@ -20,6 +20,8 @@ accuracy on seen classes over accuracy on unseen ones at all offsets, and --unse
 figures at one of them, chosen on validation classes:
 
   fgkd eval --workdir runs/msdn --split test_seen+test_unseen --unseen_offset 0.8 --curve su.png
+
+--predictions stores ids, labels and scores of the split's images, for fgkd compare.
 """
 
 
@@ -42,6 +44,7 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "curve", None, "PNG file of the seen-unseen accuracy curve", flag_values=values
     )
+    flags.DEFINE_string("predictions", None, ".npz file to write scores to", flag_values=values)
     flags.DEFINE_boolean("json", False, "print JSON instead of a table", flag_values=values)
 
 
@@ -56,14 +59,18 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
       The exit status.
 
     Raises:
-      UserError: the workdir holds no run or no checkpoint, or there is no such split.
+      UserError: the workdir holds no run or no checkpoint, there is no such split, or a file cannot
+        be written.
     """
-    from fgkd_jax.cli import curves, results
+    from fgkd_jax.cli import curves, predictions, results
     from fgkd_jax.evaluation import ZeroShotEvaluator, calibrated
 
     if arguments:
         raise UserError(f"fgkd eval takes no argument '{arguments[0]}'; see fgkd eval --help")
     workdir = require(values, "workdir", command="eval")
+    scores = get(values, "predictions")
+    if scores:
+        predictions.check_path(scores)
     restored = results.restore_run(values, workdir)
     split = get(values, "split") or restored.experiment.report.split
     trainer = restored.trainer
@@ -78,6 +85,8 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
     if curve and isinstance(trainer.run.evaluator, ZeroShotEvaluator):
         title = f"{split}, step {restored.step}"
         curves.write_curve(curve, trainer.run.evaluator.curve(counts), figures, title=title)
+    if scores:
+        predictions.write_predictions(scores, predictions.predict_split(restored, split))
     result = {
         "split": split,
         "checkpoint": get(values, "checkpoint"),

@@ -11,6 +11,7 @@ from fgkd_jax.errors import NonFiniteError, Preempted, UserError, nearest, told
 COMMANDS = {
     "train": "train a method from a config; resumes by itself",
     "eval": "evaluate a checkpoint of a run",
+    "compare": "say how sure it is that one run is better than another",
     "predict": "classify image files with a run",
     "export": "write the network that ships, alone, to a file",
     "data": "build or check a data set",

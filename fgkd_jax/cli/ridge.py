@@ -19,7 +19,7 @@ them; the unseen classes are looked at once, at the end.
   fgkd ridge --data_dir FEATURES
   fgkd ridge --dataset xlsa17/CUB --data_dir /data --predictions ridge.npz
 
---predictions stores ids, labels and scores of the test images, for a comparison image by image.
+--predictions stores ids, labels and scores of the test images, for fgkd compare.
 """
 
 SHARE, IMAGES = 0.25, 0.2
@@ -57,24 +57,22 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
     Raises:
       UserError: the data set has no features or no unseen classes, or the file cannot be written.
     """
+    from fgkd_jax.cli.predictions import check_path, write_predictions
     from fgkd_jax.cli.results import results_table
     from fgkd_jax.data.registry import open_dataset
 
     if arguments:
         raise UserError(f"fgkd ridge takes no argument '{arguments[0]}'; see fgkd ridge --help")
     path = get(values, "predictions")
-    if path and not path.endswith(".npz"):
-        raise UserError(f"--predictions is {path}; expected a name that ends in .npz")
+    if path:
+        check_path(path)
     dataset = open_dataset(get(values, "dataset"), data_dir=get(values, "data_dir"))
     found = ridge_baseline(
         dataset, divisions=get(values, "divisions"), centre=get(values, "centre")
     )
+    predictions = found.pop("predictions")
     if path:
-        try:
-            np.savez(path, **found.pop("predictions"))
-        except OSError as error:
-            raise UserError(f"{path} cannot be written: {error.strerror}") from error
-    found.pop("predictions", None)
+        write_predictions(path, predictions)
     if get(values, "json"):
         print(json.dumps(found, indent=2))
         return 0
@@ -94,12 +92,12 @@ def ridge_baseline(dataset: Any, *, divisions: int = 5, centre: bool = True) -> 
       centre: see `fit_ridges`.
 
     Returns:
-      `regulariser`, `offset`, the `figures` on `split`, and `predictions` with `ids`, `labels` and
-      `scores` of its images.
+      `regulariser`, `offset`, the `figures` on `split`, and the `predictions` of its images.
 
     Raises:
       UserError: the data set has no features or no unseen classes.
     """
+    from fgkd_jax.cli.predictions import Predictions
     from fgkd_jax.data.base import split_source
     from fgkd_jax.data.zero_shot import hold_out_classes
     from fgkd_jax.evaluation import (
@@ -137,7 +135,7 @@ def ridge_baseline(dataset: Any, *, divisions: int = 5, centre: bool = True) -> 
         "validation_accuracy": float(np.mean(accuracies, axis=0)[best]),
         "split": split,
         "figures": zero_shot_figures(found, offset=offset),
-        "predictions": {"ids": ids, "labels": labels, "scores": scores},
+        "predictions": Predictions(ids, labels, scores, _seen(dataset)),
     }
 
 

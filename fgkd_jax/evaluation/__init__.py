@@ -23,6 +23,7 @@ from fgkd_jax.evaluation.detection import (
     voc_precision,
 )
 from fgkd_jax.evaluation.mutual import MutualEvaluator
+from fgkd_jax.evaluation.paired import PairedDifference, paired_bootstrap
 from fgkd_jax.evaluation.ridge import REGULARISERS, AttributeRidge, fit_ridges
 from fgkd_jax.evaluation.sampling import SamplingEvaluator, share_inside
 from fgkd_jax.evaluation.seen_unseen import (
@@ -102,6 +103,7 @@ __all__ = [
     "Decisions",
     "FoundBoxes",
     "MutualEvaluator",
+    "PairedDifference",
     "SamplingEvaluator",
     "SeenUnseenCurve",
     "TrueBoxes",
@@ -115,6 +117,7 @@ __all__ = [
     "holds_point",
     "label_rank",
     "mean_precision",
+    "paired_bootstrap",
     "seen_unseen_curve",
     "share_inside",
     "to_coco",

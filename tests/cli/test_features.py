@@ -270,12 +270,22 @@ class TestTraining:
         picture = tmp_path / "pictures" / "curve.png"
         offset = figures["best_offset"]
         evaluate = ["eval", "--workdir", str(workdir), "--json"]
-        options = ["--unseen_offset", str(offset), "--curve", str(picture)]
+        scores, linear = str(tmp_path / "msdn.npz"), str(tmp_path / "ridge.npz")
+        options = ["--unseen_offset", str(offset), "--curve", str(picture), "--predictions", scores]
         assert main([*evaluate, *options]) == 0
         again = json.loads(capsys.readouterr().out)["figures"]
         assert again["calibrated_harmonic_mean"] == pytest.approx(figures["best_harmonic_mean"])
         assert {name: again[name] for name in figures} == figures
         assert cv2.imread(str(picture)).shape[0] > 500
+        assert main([*evaluate, "--predictions", scores]) == 2
+        assert "exists already; expected a new file" in capsys.readouterr().err
+        assert main(["ridge", "--data_dir", str(described), "--predictions", linear]) == 0
+        capsys.readouterr()
+        compare = ["compare", scores, linear, "--figure", "zero_shot_accuracy", "--json"]
+        assert main(compare) == 0
+        compared = json.loads(capsys.readouterr().out)
+        assert compared["first"]["mean"] == pytest.approx(figures["zero_shot_accuracy"])
+        assert (compared["images"], compared["classes"]) == (2 * 6, 2)
         assert main([*evaluate, "--split", "test_seen"]) == 0
         assert set(json.loads(capsys.readouterr().out)["figures"]) == {"seen_accuracy", "examples"}
 

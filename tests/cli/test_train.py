@@ -9,6 +9,7 @@ import pytest
 
 from fgkd_jax.cli import results
 from fgkd_jax.cli.main import main
+from fgkd_jax.cli.predictions import read_predictions
 
 
 def lines(workdir):
@@ -44,7 +45,7 @@ def test_the_same_command_again_trains_nothing_and_agrees(trained, config, capsy
     assert "tiny: 12 steps" in capsys.readouterr().out
 
 
-def test_eval_repeats_the_summary(trained, capsys):
+def test_eval_repeats_the_summary(trained, tmp_path, capsys):
     summary = json.loads((trained / "summary.json").read_text())
     for name in {result["checkpoint"] for result in summary["results"]}:
         capsys.readouterr()
@@ -57,6 +58,14 @@ def test_eval_repeats_the_summary(trained, capsys):
         assert (got["step"], got["split"]) == (expected["step"], expected["split"])
         # On another number of devices: counts are exact, the sum of losses is rounded.
         assert got["figures"] == pytest.approx(expected["figures"], rel=1e-6)
+    path = str(tmp_path / "scores.npz")
+    assert main(["eval", "--workdir", str(trained), "--predictions", path, "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)["figures"]
+    scores = read_predictions(path)
+    assert scores.seen.all()
+    assert len(scores.ids) == figures["examples"]
+    share = np.mean(scores.scores.argmax(1) == scores.labels)
+    assert share == pytest.approx(figures["accuracy"], abs=1e-6)
 
 
 def test_predict_agrees_with_eval(trained, photographs, capsys):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fgkd_jax.errors import UserError
+from fgkd_jax.ops.loops import scan_steps
 from fgkd_jax.typing import Array, Int, PyTree
 
 Objective = Callable[[PyTree, PyTree, Int[Array, ""]], Array]
@@ -100,8 +101,8 @@ def unrolled_gradient(
     # The last of these steps is not taken: it is there for its loss and its gradient.
     phases = jnp.array([INNER] * inner_steps + [OUTER, JUDGE])
     start = params, zeros, jnp.zeros((), dtype), zeros
-    (_, _, loss, grads), steps = jax.lax.scan(forth, start, phases)
+    (_, _, loss, grads), steps = scan_steps(forth, start, phases)
     taken = tree_map(lambda x: x[:-1], steps)
     end = grads, zeros, tree_map(jnp.zeros_like, meta_params)
-    (_, _, by_phi), _ = jax.lax.scan(back, end, taken, reverse=True)
+    (_, _, by_phi), _ = scan_steps(back, end, taken, reverse=True)
     return loss, by_phi

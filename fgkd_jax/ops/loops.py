@@ -20,8 +20,8 @@ def scan_steps(
     """`jax.lax.scan` for few and large steps, such as gradients of a network.
 
     On CPU the steps are compiled one after the other instead of as a loop: within a loop, XLA's CPU
-    compiler leaves the gradients of convolutions to a code that is tens of times slower
-    (https://github.com/jax-ml/jax/issues/12868). Elsewhere it is the loop, compiled once.
+    compiler leaves the gradients of convolutions to a code that is tens of times slower. Elsewhere
+    it is the loop, compiled once.
 
     Args:
       body: `(carry, item) -> (carry, output)`.
@@ -31,6 +31,9 @@ def scan_steps(
 
     Returns:
       The last carry, and the outputs along a leading axis.
+
+    Source:
+      https://github.com/jax-ml/jax/issues/12868, on convolutions within loops.
     """
 
     def run(start: Carry, items: PyTree, *, unroll: bool) -> tuple[Carry, PyTree]:

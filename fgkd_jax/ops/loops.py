@@ -1,22 +1,19 @@
 """Loops over a few large steps, compiled as each platform does best."""
 
 from collections.abc import Callable
-from typing import TypeVar
 
 from jax import lax
 
 from fgkd_jax.typing import PyTree
 
-Carry = TypeVar("Carry")
-
 
 def scan_steps(
-    body: Callable[[Carry, PyTree], tuple[Carry, PyTree]],
-    start: Carry,
+    body: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]],
+    start: PyTree,
     items: PyTree,
     *,
     reverse: bool = False,
-) -> tuple[Carry, PyTree]:
+) -> tuple[PyTree, PyTree]:
     """`jax.lax.scan` for few and large steps, such as gradients of a network.
 
     On CPU the steps are compiled one after the other instead of as a loop: within a loop, XLA's CPU
@@ -36,7 +33,7 @@ def scan_steps(
       https://github.com/jax-ml/jax/issues/12868, on convolutions within loops.
     """
 
-    def run(start: Carry, items: PyTree, *, unroll: bool) -> tuple[Carry, PyTree]:
+    def run(start: PyTree, items: PyTree, *, unroll: bool) -> tuple[PyTree, PyTree]:
         return lax.scan(body, start, items, reverse=reverse, unroll=unroll)
 
     return lax.platform_dependent(

@@ -47,9 +47,9 @@ def get_config(variant="plain"):
 def _seen():
     """The backbone of region features, on species that are all seen."""
     return drawn_birds(
-        {"name": "classifier", "backbone": dict(NARROW)},
-        image_size=64,
-        steps=3600,
+        {"name": "classifier", "backbone": {**NARROW, "strides": (2, 2, 2, 1)}},
+        image_size=(64, 96),
+        steps=2700,
         batch_size=16,
         learning_rate=2e-3,
         data={

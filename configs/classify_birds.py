@@ -47,14 +47,19 @@ def get_config(variant="plain"):
 def _seen():
     """The backbone of region features, on species that are all seen."""
     return drawn_birds(
-        {"name": "classifier", "backbone": {**NARROW, "strides": (2, 2, 2, 1)}},
+        {
+            "name": "classifier",
+            "backbone": {**NARROW, "strides": (2, 2, 2, 1), "stage_sizes": (1, 1, 1, 1)},
+        },
         image_size=(64, 96),
-        steps=2700,
+        steps=1800,
         batch_size=16,
         learning_rate=2e-3,
         data={
             "dataset": "procedural_birds/zero_shot",
-            "train_geometry": "box",
+            "train_geometry": "box_crop",
+            "crop_scale": (0.08, 1.0),
+            "crop_ratio": (0.75, 2.25),
             "eval_geometry": "box",
             "validation_fraction": 0.1,
         },

@@ -20,6 +20,11 @@ accuracy on seen classes over accuracy on unseen ones at all offsets, and --unse
 figures at one of them, chosen on validation classes:
 
   fgkd eval --workdir runs/msdn --split test_seen+test_unseen --unseen_offset 0.8 --curve su.png
+
+On features with thumbnails, --pictures draws where attributes are found, over --examples images
+of the split; a circle is around the part that the attribute is of:
+
+  fgkd eval --workdir runs/msdn --split test_unseen --pictures attention --examples 12
 """
 
 
@@ -42,6 +47,12 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "curve", None, "PNG file of the seen-unseen accuracy curve", flag_values=values
     )
+    flags.DEFINE_string(
+        "pictures", None, "folder for pictures of attention to attributes", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "examples", 8, "how many images --pictures draws", lower_bound=1, flag_values=values
+    )
     flags.DEFINE_boolean("json", False, "print JSON instead of a table", flag_values=values)
 
 
@@ -56,9 +67,10 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
       The exit status.
 
     Raises:
-      UserError: the workdir holds no run or no checkpoint, or there is no such split.
+      UserError: the workdir holds no run or no checkpoint, there is no such split, or a picture
+        cannot be made.
     """
-    from fgkd_jax.cli import curves, results
+    from fgkd_jax.cli import attention, curves, results
     from fgkd_jax.evaluation import ZeroShotEvaluator, calibrated
 
     if arguments:
@@ -78,6 +90,10 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
     if curve and isinstance(trainer.run.evaluator, ZeroShotEvaluator):
         title = f"{split}, step {restored.step}"
         curves.write_curve(curve, trainer.run.evaluator.curve(counts), figures, title=title)
+    if get(values, "pictures"):
+        attention.write_attention(
+            get(values, "pictures"), restored, split, examples=get(values, "examples")
+        )
     result = {
         "split": split,
         "checkpoint": get(values, "checkpoint"),

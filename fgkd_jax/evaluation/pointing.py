@@ -73,7 +73,8 @@ def pointing_hits(
             f"attention has shape {attention.shape} and points {points.shape}; expected "
             "[b, n, h, w] and [b, n, 2]"
         )
-    near = regions_near(points, grid=attention.shape[2:], tolerance=tolerance)
+    height, width = attention.shape[2:]
+    near = regions_near(points, grid=(height, width), tolerance=tolerance)
     # With a NaN the maximum is one, and no region equals it.
     largest = attention == jnp.max(attention, axis=(2, 3), keepdims=True)
     count = jnp.sum(largest, axis=(2, 3), dtype=jnp.float32)

@@ -22,6 +22,11 @@ figures at one of them, chosen on validation classes:
   fgkd eval --workdir runs/msdn --split test_seen+test_unseen --unseen_offset 0.8 --curve su.png
 
 --predictions stores ids, labels and scores of the split's images, for fgkd compare.
+
+On features with thumbnails, --pictures draws where attributes are found, over --examples images
+of the split; a circle is around the part that the attribute is of:
+
+  fgkd eval --workdir runs/msdn --split test_unseen --pictures attention --examples 12
 """
 
 
@@ -45,6 +50,12 @@ def define(values: flags.FlagValues) -> None:
         "curve", None, "PNG file of the seen-unseen accuracy curve", flag_values=values
     )
     flags.DEFINE_string("predictions", None, ".npz file to write scores to", flag_values=values)
+    flags.DEFINE_string(
+        "pictures", None, "folder for pictures of attention to attributes", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "examples", 8, "how many images --pictures draws", lower_bound=1, flag_values=values
+    )
     flags.DEFINE_boolean("json", False, "print JSON instead of a table", flag_values=values)
 
 
@@ -59,10 +70,10 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
       The exit status.
 
     Raises:
-      UserError: the workdir holds no run or no checkpoint, there is no such split, or a file cannot
-        be written.
+      UserError: the workdir holds no run or no checkpoint, there is no such split, or a file or
+        picture cannot be made.
     """
-    from fgkd_jax.cli import curves, predictions, results
+    from fgkd_jax.cli import attention, curves, predictions, results
     from fgkd_jax.evaluation import ZeroShotEvaluator, calibrated
 
     if arguments:
@@ -87,6 +98,10 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
         curves.write_curve(curve, trainer.run.evaluator.curve(counts), figures, title=title)
     if scores:
         predictions.write_predictions(scores, predictions.predict_split(restored, split))
+    if get(values, "pictures"):
+        attention.write_attention(
+            get(values, "pictures"), restored, split, examples=get(values, "examples")
+        )
     result = {
         "split": split,
         "checkpoint": get(values, "checkpoint"),

@@ -30,6 +30,8 @@ weights, another image size or another data set is refused. Training reads them 
 
 --storage uint8 halves the size; a value is then off by at most 1/510 of the range of its example.
 Keys of data.extra_keys (bbox, parts, ...) are stored too, boxes and points in cells of the map.
+--thumbnails N keeps what the backbone saw of each image, at most N pixels wide and high, for
+pictures of attention (fgkd eval --pictures).
 """
 
 
@@ -49,6 +51,13 @@ def define(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_enum(
         "storage", "float16", ["float16", "uint8"], "how values are stored", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "thumbnails",
+        0,
+        "side in pixels of the images that are kept beside features; 0 keeps none",
+        lower_bound=0,
+        flag_values=values,
     )
     flags.DEFINE_enum("device", None, ["cpu", "gpu", "tpu"], DEVICE_HELP, flag_values=values)
 
@@ -77,14 +86,23 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
     use_platform(get(values, "device"))
     print(
         write_features(
-            experiment, folder, stage=get(values, "stage"), storage=get(values, "storage")
+            experiment,
+            folder,
+            stage=get(values, "stage"),
+            storage=get(values, "storage"),
+            thumbnails=get(values, "thumbnails"),
         )
     )
     return 0
 
 
 def write_features(
-    experiment: Any, folder: str, *, stage: int | None = None, storage: str = "float16"
+    experiment: Any,
+    folder: str,
+    *,
+    stage: int | None = None,
+    storage: str = "float16",
+    thumbnails: int = 0,
 ) -> str:
     """Computes what is missing of the features of a data set.
 
@@ -94,6 +112,7 @@ def write_features(
       folder: where the features are, or will be.
       stage: of the backbone; None for the last.
       storage: "float16" or "uint8".
+      thumbnails: largest side of the images that are kept beside features; 0 keeps none.
 
     Returns:
       What was done, in a line.
@@ -117,7 +136,9 @@ def write_features(
     if dataset.info.feature_shape is not None:
         raise UserError(f"{dataset.info.name} has features already; expected a data set of images")
     extractor = Extractor.of(experiment, stage=stage)
-    identity = _identity(extractor, experiment, dataset.info, storage=storage)
+    identity = _identity(
+        extractor, experiment, dataset.info, storage=storage, thumbnails=thumbnails
+    )
     with writing(Path(folder), identity, dataset.info.descriptions) as writer:
         before = sum(writer.done(split) for split in identity.splits)
         if before < sum(identity.splits.values()):
@@ -239,10 +260,13 @@ class Extractor:
         return self.backbone.apply(variables, pixels, train=False, stop=stop)[-1]
 
 
-def _identity(extractor: Extractor, experiment: Any, info: Any, *, storage: str) -> Any:
+def _identity(
+    extractor: Extractor, experiment: Any, info: Any, *, storage: str, thumbnails: int
+) -> Any:
     """What the folder of these features says of itself."""
-    from fgkd_jax.data.feature_folder import FeatureIdentity
+    from fgkd_jax.data.feature_folder import THUMBNAIL, FeatureIdentity
 
+    extra_keys = experiment.data.extra_keys
     return FeatureIdentity(
         dataset=info.name,
         dataset_fingerprint=info.fingerprint,
@@ -254,7 +278,8 @@ def _identity(extractor: Extractor, experiment: Any, info: Any, *, storage: str)
         class_names=info.class_names,
         groupings=dict(info.groupings),
         part_names=info.part_names,
-        extra_keys=experiment.data.extra_keys,
+        extra_keys=(*extra_keys, THUMBNAIL) if thumbnails else extra_keys,
+        thumbnails=thumbnails,
     )
 
 
@@ -269,7 +294,9 @@ def _write_split(
         return
     bar = tqdm(total=size, initial=done, desc=f"features of {split}", unit=" images")
     rows: list[dict[str, Any]] = []
-    with bar, contextlib.closing(_batches(extractor, dataset, split, experiment, done)) as batches:
+    side = writer.identity.thumbnails
+    computed = _batches(extractor, dataset, split, experiment, start=done, thumbnails=side)
+    with bar, contextlib.closing(computed) as batches:
         for batch in batches:
             for i, there in enumerate(batch["mask"]):
                 # Behind the end of the split a batch is filled up; an unread image has no row.
@@ -286,12 +313,19 @@ def _write_split(
 
 
 def _batches(
-    extractor: Extractor, dataset: Any, split: str, experiment: Any, start: int
+    extractor: Extractor,
+    dataset: Any,
+    split: str,
+    experiment: Any,
+    *,
+    start: int,
+    thumbnails: int,
 ) -> Generator[dict[str, np.ndarray], None, None]:
     """Batches of a split from an example on, with `features` in place of `image`."""
     import jax
 
     from fgkd_jax.data.base import SplitSources, Subset, labels_and_ids
+    from fgkd_jax.data.feature_folder import THUMBNAIL
     from fgkd_jax.data.pipeline import eval_iterator
     from fgkd_jax.train.sharding import check_batch_size, make_mesh, put_batch, replicated
 
@@ -315,8 +349,28 @@ def _batches(
             placed = put_batch({"image": batch["image"]}, mesh=mesh)
             features = np.asarray(compute(variables, placed["image"]), np.float32)
             rows = _in_cells(batch, features.shape[1:3])
-            del rows["image"]
+            images = rows.pop("image")
+            if thumbnails:
+                rows[THUMBNAIL] = shrunk(images, side=thumbnails)
             yield {**rows, "features": features}
+
+
+def shrunk(images: np.ndarray, *, side: int) -> np.ndarray:
+    """Makes small images of images; none is enlarged.
+
+    Args:
+      images: uint8 [b, h, w, 3].
+      side: the larger of height and width that is aimed at, in pixels.
+
+    Returns:
+      uint8 [b, sh, sw, 3] of the same aspect ratio, to the nearest pixel.
+    """
+    from fgkd_jax.data.images import resize
+
+    height, width = images.shape[1:3]
+    share = min(1.0, side / max(height, width))
+    size = max(1, round(height * share)), max(1, round(width * share))
+    return np.stack([resize(image, size) for image in images])
 
 
 def _in_cells(batch: Mapping[str, np.ndarray], cells: tuple[int, ...]) -> dict[str, np.ndarray]:

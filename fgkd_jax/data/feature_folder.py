@@ -10,7 +10,8 @@
 Values are stored as float16, or in 8 bits: `low + step * q` with the least value of the example and
 1/255 of its range, so that none is off by more than half a step. Examples come with `features`
 float16 [h, w, f] in place of `image`; boxes and points among the extra keys are in cells of the
-features, where an image's are in pixels.
+features, where an image's are in pixels. The extra key `thumbnail`, uint8 [h, w, 3], is what the
+backbone saw, made small: for pictures.
 """
 
 import functools
@@ -41,6 +42,9 @@ WHERE = "write features with: fgkd features --config CONFIG --folder FOLDER"
 FORMAT = 1
 INDEX, DESCRIPTIONS = "features.json", "descriptions.npz"
 STORAGES = ("float16", "uint8")
+THUMBNAIL = "thumbnail"
+"""The extra key of small images."""
+
 _HEADER = struct.Struct("<iiff")
 
 
@@ -60,6 +64,7 @@ class FeatureIdentity:
       groupings: as of the data set.
       part_names: as of the data set.
       extra_keys: what is stored beside features, labels and ids.
+      thumbnails: largest side of `THUMBNAIL`, in pixels; 0 where there is none.
     """
 
     dataset: str
@@ -73,6 +78,7 @@ class FeatureIdentity:
     groupings: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     part_names: tuple[str, ...] = ()
     extra_keys: tuple[str, ...] = ()
+    thumbnails: int = 0
 
     def to_json(self) -> str:
         """Returns the text of `features.json`."""

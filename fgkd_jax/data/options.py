@@ -20,13 +20,15 @@ class DataOptions:
       image_size: side in pixels, or (height, width).
       train_geometry: "resize" (the whole image), "random_crop" (a window of the output's aspect
         ratio at a random place), "random_resized_crop" (of random area and aspect ratio),
-        "shift_crop" (the image moved by a few pixels) or "box" (the true box).
+        "shift_crop" (the image moved by a few pixels), "box" (the true box) or "box_crop" (of
+        random area and aspect ratio within the true box).
       eval_geometry: "resize", "center_crop" or "box".
       crop_fraction: of "random_crop" and "center_crop": share of the largest window, in (0, 1].
-      crop_scale: of "random_resized_crop": least and largest share of the area, in (0, 1].
-      crop_ratio: of "random_resized_crop": least and largest width / height.
+      crop_scale: of "random_resized_crop" and "box_crop": least and largest share of the area, in
+        (0, 1].
+      crop_ratio: of the same: least and largest width / height.
       max_shift: of "shift_crop": pixels of the original image.
-      box_margin: of "box": added on each side, as a share of the box.
+      box_margin: of "box" and "box_crop": added on each side, as a share of the box.
       flip_probability: of a mirror image in training, in [0, 1].
       views: of each training image, each with a geometry of its own; those after the first are the
         batch's `other_views`. The first is the one that there would be without them.
@@ -60,9 +62,9 @@ class DataOptions:
     dataset: str = "procedural_birds/classification"
     data_dir: str | None = None
     image_size: int | tuple[int, int] = 224
-    train_geometry: Literal["resize", "random_crop", "random_resized_crop", "shift_crop", "box"] = (
-        "random_resized_crop"
-    )
+    train_geometry: Literal[
+        "resize", "random_crop", "random_resized_crop", "shift_crop", "box", "box_crop"
+    ] = "random_resized_crop"
     eval_geometry: Literal["resize", "center_crop", "box"] = "center_crop"
     crop_fraction: float = 0.875
     crop_scale: tuple[float, float] = (0.08, 1.0)
@@ -140,6 +142,9 @@ _TRAIN_GEOMETRY: Mapping[str, _Geometry] = {
     ),
     "shift_crop": lambda o: transforms.ShiftCrop(o.size, o.max_shift),
     "box": lambda o: transforms.CropToBox(o.size, o.box_margin),
+    "box_crop": lambda o: transforms.RandomCropOfBox(
+        o.size, o.box_margin, o.crop_scale, o.crop_ratio
+    ),
 }
 _EVAL_GEOMETRY: Mapping[str, _Geometry] = {
     "resize": lambda o: transforms.Resize(o.size),

@@ -126,16 +126,7 @@ class RandomResizedCrop(_Crop):
 
     def _window(self, example: Example, rng: np.random.Generator) -> Window:
         height, width = example["image"].shape[:2]
-        for _ in range(10):
-            area = height * width * rng.uniform(*self.scale)
-            ratio = np.exp(rng.uniform(*np.log(self.ratio)))
-            w, h = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
-            if 0 < w <= width and 0 < h <= height:
-                return int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1)), w, h
-        ratio = np.clip(width / height, *self.ratio)
-        w = max(1, round(min(width, height * ratio)))
-        h = max(1, round(min(height, width / ratio)))
-        return (width - w) // 2, (height - h) // 2, w, h
+        return _random_window(height, width, self.scale, self.ratio, rng)
 
 
 @dataclass(frozen=True)
@@ -206,6 +197,30 @@ class CropToBox(_Crop):
         x = min(max(0, round((x0 + x1 - w) / 2)), width - w)
         y = min(max(0, round((y0 + y1 - h) / 2)), height - h)
         return x, y, w, h
+
+
+@dataclass(frozen=True)
+class RandomCropOfBox(_Crop):
+    """A window of random area, aspect ratio and place within the object's true box.
+
+    The window is drawn as `RandomResizedCrop` draws one, in what `CropToBox` cuts out instead of in
+    the whole image. What is learned so cannot rest on one part that is always there.
+
+    Attributes:
+      size: (height, width).
+      margin: of `CropToBox`.
+      scale: least and largest share of the area of the box, with its margin.
+      ratio: least and largest width / height of the window.
+    """
+
+    margin: float = 0.1
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+
+    def _window(self, example: Example, rng: np.random.Generator) -> Window:
+        left, top, width, height = CropToBox(self.size, self.margin)._window(example, rng)
+        x, y, w, h = _random_window(height, width, self.scale, self.ratio, rng)
+        return left + x, top + y, w, h
 
 
 def crop_and_resize(example: Example, *, window: Window, size: tuple[int, int]) -> Example:
@@ -295,3 +310,23 @@ def _visible(points: np.ndarray, visible: np.ndarray, size: tuple[int, int]) -> 
     limit = np.array(size[::-1], np.float32)
     seen = (visible > 0) & np.all((points >= 0) & (points <= limit), axis=1)
     return np.column_stack([np.where(seen[:, None], points, 0), seen]).astype(np.float32)
+
+
+def _random_window(
+    height: int,
+    width: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    rng: np.random.Generator,
+) -> Window:
+    """A window of random area, aspect ratio and place in an image, see `RandomResizedCrop`."""
+    for _ in range(10):
+        area = height * width * rng.uniform(*scale)
+        aspect = np.exp(rng.uniform(*np.log(ratio)))
+        w, h = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1)), w, h
+    aspect = np.clip(width / height, *ratio)
+    w = max(1, round(min(width, height * aspect)))
+    h = max(1, round(min(height, width / aspect)))
+    return (width - w) // 2, (height - h) // 2, w, h

@@ -24,6 +24,7 @@ from fgkd_jax.evaluation.detection import (
 )
 from fgkd_jax.evaluation.mutual import MutualEvaluator
 from fgkd_jax.evaluation.paired import PairedDifference, paired_bootstrap
+from fgkd_jax.evaluation.pointing import pointing_hits, regions_near
 from fgkd_jax.evaluation.ridge import REGULARISERS, AttributeRidge, fit_ridges
 from fgkd_jax.evaluation.sampling import SamplingEvaluator, share_inside
 from fgkd_jax.evaluation.seen_unseen import (
@@ -69,17 +70,21 @@ def _bimodal(info: Any, extra_keys: Collection[str], networks: int) -> BlockEval
 
 
 def _zero_shot(info: Any, extra_keys: Collection[str], networks: int) -> ZeroShotEvaluator:
-    del extra_keys, networks
+    del networks
     if info.descriptions is None:
         raise UserError(
             f"{info.name} says nothing of its classes; expected a data set with class attributes "
             "and unseen classes"
         )
+    parts = info.descriptions.attribute_parts
     return ZeroShotEvaluator(
         seen=tuple(info.descriptions.seen.tolist()),
         class_names=info.class_names,
         # Several splits may be evaluated together.
         capacity=sum(info.splits.values()),
+        attribute_parts=(
+            () if parts is None or "parts" not in extra_keys else tuple(parts.tolist())
+        ),
     )
 
 
@@ -118,6 +123,8 @@ __all__ = [
     "label_rank",
     "mean_precision",
     "paired_bootstrap",
+    "pointing_hits",
+    "regions_near",
     "seen_unseen_curve",
     "share_inside",
     "to_coco",

@@ -9,6 +9,12 @@ import numpy as np
 from flax import struct
 
 from fgkd_jax.errors import UserError
+from fgkd_jax.evaluation.pointing import (
+    PointingCounts,
+    add_pointing,
+    no_pointing,
+    pointing_figures,
+)
 from fgkd_jax.evaluation.seen_unseen import (
     NO_CLASS,
     Decisions,
@@ -33,6 +39,7 @@ class ZeroShotCounts:
       best_unseen: int32 [capacity], likewise of the unseen classes.
       top_seen: float32 [capacity], the score of `best_seen`.
       top_unseen: float32 [capacity], that of `best_unseen`.
+      pointing: where attention fell; zeros where parts are not known.
     """
 
     examples: Leaf
@@ -41,6 +48,7 @@ class ZeroShotCounts:
     best_unseen: Leaf
     top_seen: Leaf
     top_unseen: Leaf
+    pointing: PointingCounts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +62,7 @@ class ZeroShotEvaluator:
     | `calibrated_...` of these three, where `offset` is not 0 | each | all | `offset` |
     | `best_harmonic_mean`, `best_offset` | both | all | that with the largest H |
     | `ausuc` | both | all | every one |
+    | `pointing`, `pointing_gain` | any | | |
 
     The best offset is chosen on the split itself: on validation classes it is the one to use, on a
     test split its H is an upper bound and no result. A figure is left out where the split has no
@@ -63,19 +72,28 @@ class ZeroShotEvaluator:
     An image is kept as its best seen and its best unseen class and their scores, so that figures do
     not depend on batches, padding or devices, and every offset is exact.
 
-    Reads `scores` [b, k] of the predictions, `label` and `mask` of the batch.
+    Where parts are known, `pointing` is the share of visible parts, counted once for each attribute
+    that shows there, at which the attention of the attribute is largest, to within
+    `fgkd_jax.evaluation.pointing.TOLERANCE`; `pointing_gain` is that over what regions drawn evenly
+    would hit. All attributes count, also those that the image does not show.
+
+    Reads `scores` [b, k] of the predictions, `label` and `mask` of the batch; with parts also
+    `attention` [b, a, h, w], where a method has it, and `features` and `parts` of the batch.
 
     Attributes:
       seen: whether training has images of each class.
       class_names: one name per class.
       capacity: most examples that one evaluation may have.
       offset: added to the scores of unseen classes, chosen on validation classes.
+      attribute_parts: row of `parts` at which each attribute shows, -1 for none; empty where
+        batches have no parts.
     """
 
     seen: tuple[bool, ...]
     class_names: tuple[str, ...]
     capacity: int
     offset: float = 0.0
+    attribute_parts: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.seen) != len(self.class_names):
@@ -93,7 +111,8 @@ class ZeroShotEvaluator:
         three = ("seen_accuracy", "unseen_accuracy", "harmonic_mean")
         calibrated = tuple(f"calibrated_{name}" for name in three) if self.offset else ()
         more = ("best_harmonic_mean", "best_offset", "ausuc", "examples")
-        return ("zero_shot_accuracy", *three, *calibrated, *more)
+        pointing = ("pointing", "pointing_gain") if self.attribute_parts else ()
+        return ("zero_shot_accuracy", *three, *calibrated, *more, *pointing)
 
     def empty(self) -> ZeroShotCounts:
         """Returns the counts before the first batch.
@@ -102,7 +121,8 @@ class ZeroShotEvaluator:
           Zeros.
         """
         whole, real = np.zeros(self.capacity, np.int32), np.zeros(self.capacity, np.float32)
-        return ZeroShotCounts(np.zeros((), np.int32), whole, whole, whole, real, real)
+        none = np.zeros((), np.int32)
+        return ZeroShotCounts(none, whole, whole, whole, real, real, no_pointing())
 
     def update(
         self, counts: ZeroShotCounts, predictions: Mapping[str, Array], batch: Batch
@@ -111,14 +131,14 @@ class ZeroShotEvaluator:
 
         Args:
           counts: as `empty` or an earlier `update` returned them.
-          predictions: `scores` of shape [b, k].
-          batch: `label` int [b], in [0, k) where `mask` is True; `mask` bool [b].
+          predictions: `scores` of shape [b, k]; see above.
+          batch: `label` int [b], in [0, k) where `mask` is True; `mask` bool [b]; see above.
 
         Returns:
           The new counts.
 
         Raises:
-          UserError: the number of scores is not the number of classes.
+          UserError: the number of scores is not the number of classes, or parts do not fit.
         """
         scores, mask = predictions["scores"].astype(jnp.float32), batch["mask"]
         if scores.ndim != 2 or scores.shape[1] != len(self.seen):
@@ -134,6 +154,11 @@ class ZeroShotEvaluator:
         def put(kept: Array, new: Array) -> Array:
             return kept.at[rows].set(new.astype(kept.dtype), mode="drop")
 
+        pointing = counts.pointing
+        if self.attribute_parts and "attention" in predictions:
+            pointing = add_pointing(
+                pointing, predictions["attention"], batch, attribute_parts=self.attribute_parts
+            )
         return ZeroShotCounts(
             examples=counts.examples + jnp.sum(mask, dtype=jnp.int32),
             labels=put(counts.labels, batch["label"]),
@@ -141,6 +166,7 @@ class ZeroShotEvaluator:
             best_unseen=put(counts.best_unseen, jnp.where(broken, NO_CLASS, best_unseen)),
             top_seen=put(counts.top_seen, top_seen),
             top_unseen=put(counts.top_unseen, top_unseen),
+            pointing=pointing,
         )
 
     def decisions(self, counts: ZeroShotCounts) -> Decisions:
@@ -194,12 +220,14 @@ class ZeroShotEvaluator:
           counts: after the last batch.
 
         Returns:
-          The figures of the table above; all but `best_offset` and `examples` in [0, 1].
+          The figures of the table above; all but `best_offset`, `examples` and `pointing_gain` in
+          [0, 1].
 
         Raises:
           UserError: as `decisions`.
         """
-        return zero_shot_figures(self.decisions(counts), offset=self.offset)
+        figures = zero_shot_figures(self.decisions(counts), offset=self.offset)
+        return {**figures, **pointing_figures(counts.pointing)}
 
     def _classes(self, *, seen: bool) -> np.ndarray:
         return np.flatnonzero(np.array(self.seen) == seen)

@@ -516,7 +516,7 @@ def test_options_out_of_range(option, value):
 
 
 @pytest.mark.parametrize(
-    "geometry", ["resize", "random_crop", "random_resized_crop", "shift_crop", "box"]
+    "geometry", ["resize", "random_crop", "random_resized_crop", "shift_crop", "box", "box_crop"]
 )
 def test_every_training_geometry_gives_the_size_asked_for(birds, geometry):
     options = DataOptions(image_size=(12, 20), train_geometry=geometry)

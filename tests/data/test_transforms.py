@@ -10,6 +10,7 @@ SIZE = (20, 28)
 RANDOM = [
     t.ResizeShorterRandomCrop(SIZE, 0.7),
     t.RandomResizedCrop(SIZE, (0.1, 0.9)),
+    t.RandomCropOfBox(SIZE, 0.1, (0.1, 0.9)),
     t.ShiftCrop(SIZE, 5),
     t.HorizontalFlip(0.5, ((0, 1),)),
 ]
@@ -251,3 +252,20 @@ def test_compose_applies_in_order():
     both = t.Compose((t.ResizeShorterCenterCrop((20, 20)), t.Resize((5, 7))))(before, rng)
     step = t.Resize((5, 7))(t.ResizeShorterCenterCrop((20, 20))(before, rng), rng)
     assert same(both, step)
+
+
+def test_random_crop_of_box_stays_in_the_box_and_fills_it():
+    before = {"image": np.zeros((200, 300, 3), np.uint8), "name": "a"}
+    before["bbox"] = np.array([100, 50, 180, 110], np.float32)
+    left, top, width, height = t.CropToBox((8, 12), 0.1)._window(before, np.random.default_rng(0))
+    crop = t.RandomCropOfBox((8, 12), 0.1, (0.2, 0.6), (0.75, 2.25))
+    windows = np.array([crop._window(before, np.random.default_rng(i)) for i in range(600)])
+    first, last = windows[:, :2], windows[:, :2] + windows[:, 2:]
+    assert first.min(0).tolist() == pytest.approx([left, top], abs=2)
+    assert last.max(0).tolist() == pytest.approx([left + width, top + height], abs=2)
+    assert (first >= [left, top]).all()
+    assert (last <= [left + width, top + height]).all()
+    area = windows[:, 2] * windows[:, 3] / (width * height)
+    assert (area.min(), area.max()) == pytest.approx((0.2, 0.6), abs=0.03)
+    with pytest.raises(UserError, match="has no box"):
+        crop({key: before[key] for key in ("image", "name")}, np.random.default_rng(0))

@@ -127,16 +127,6 @@ def test_three_steps_equal_those_of_whole_parameters(whole, data, fsdp):
     assert_close(on_host(run.state.to_save()), saved)
 
 
-def test_micro_batches_sum_the_same_gradient():
-    recipe = RECIPES["momentum"]
-    results = []
-    for fsdp in (1, 4):
-        options = MeshOptions(data=4 // fsdp, fsdp=fsdp, whole_below=0)
-        run = Prepared(options, recipe, accumulate=2)
-        results.append((run.train(batches(2)), on_host(run.state.to_save())))
-    assert_close(*results)
-
-
 def test_a_checkpoint_of_one_sharding_continues_under_another(tmp_path):
     recipe = RECIPES["average"]
     first = Prepared(MeshOptions(fsdp=8, whole_below=0), recipe)
@@ -145,7 +135,7 @@ def test_a_checkpoint_of_one_sharding_continues_under_another(tmp_path):
         checkpointer.save(2, first.state.to_save())
     expected = on_host(first.state.to_save())
     logged = first.train(batches()[2:])
-    for placement in (MeshOptions(), MeshOptions(data=2, fsdp=2, whole_below=0)):
+    for placement in (MeshOptions(data=2, fsdp=2, whole_below=0), MeshOptions()):
         run = Prepared(placement, recipe)
         with Checkpointer(tmp_path / "run", CheckpointOptions(), read_only=True) as checkpointer:
             saved, step = checkpointer.restore_last(abstract_like(run.state.to_save()))
@@ -153,21 +143,9 @@ def test_a_checkpoint_of_one_sharding_continues_under_another(tmp_path):
         before = jax.tree.map(lambda leaf: leaf.sharding, run.state.to_save())
         assert jax.tree.map(lambda leaf: leaf.sharding, saved) == before
         jax.tree.map(np.testing.assert_array_equal, on_host(saved), expected)
-        run.state = run.state.with_saved(saved)
-        assert_close(run.train(batches()[2:]), logged)
-        assert_close(on_host(run.state.to_save()), on_host(first.state.to_save()))
-
-
-def test_pretrained_arrays_are_divided_as_random_ones_are():
-    def overlay(variables):
-        return {**variables, "params": jax.tree.map(np.ones_like, variables["params"])}
-
-    run = Prepared(MeshOptions(fsdp=8, whole_below=0), RECIPES["momentum"], overlay=overlay)
-    drawn = Prepared(MeshOptions(fsdp=8, whole_below=0), RECIPES["momentum"])
-    assert shared_leaves(run.state.params) == shared_leaves(drawn.state.params)
-    assert all((np.asarray(leaf) == 1).all() for leaf in jax.tree.leaves(run.state.params))
-    whole = Prepared(MeshOptions(), RECIPES["momentum"])
-    jax.tree.map(np.testing.assert_array_equal, *(on_host(r.state.params) for r in (drawn, whole)))
+    run.state = run.state.with_saved(saved)
+    assert_close(run.train(batches()[2:]), logged)
+    assert_close(on_host(run.state.to_save()), on_host(first.state.to_save()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,25 +168,51 @@ class Twofold:
         term = LossTerm(per_example, jnp.ones(len(per_example)))
         return {"square": term}, {"sums": variables["sums"]}, {}
 
+    def predict(self, variables, batch):
+        return {"logits": batch["x"] @ variables["params"]["w"]}
+
     def meta_step(self, variables, batch, key, *, meta_batch, learning_rate):
         sums = jnp.sum(variables["params"]["w"], axis=0)
         return {"sums": {"w": sums}}, {"sum": jnp.sum(sums)}
 
 
+LINEAR = OptimOptions(learning_rate=0.01, momentum=0.9)
+
+
+def vectors(seed=0):
+    drawn = np.random.default_rng(seed).normal(size=(16, 16))
+    return {"x": drawn.astype(np.float32), "mask": np.ones(16, bool)}
+
+
+def linear(fsdp, **options):
+    placement = MeshOptions(fsdp=fsdp, whole_below=0)
+    return Prepared(placement, LINEAR, method=Twofold(), batch=vectors(), **options)
+
+
+def test_micro_batches_sum_the_same_gradient():
+    results = []
+    for fsdp in (1, 4):
+        run = linear(fsdp, accumulate=2)
+        results.append((run.train([vectors(), vectors(1)]), on_host(run.state.to_save())))
+    assert not run.state.params["w"].sharding.is_fully_replicated
+    assert_close(*results)
+
+
+def test_pretrained_arrays_are_divided_as_random_ones_are():
+    def overlay(variables):
+        return {**variables, "params": jax.tree.map(np.ones_like, variables["params"])}
+
+    given, drawn, whole = linear(8, overlay=overlay), linear(8), linear(1)
+    assert shared_leaves(given.state.params) == shared_leaves(drawn.state.params) == (1, 1 / 8)
+    assert (np.asarray(given.state.params["w"]) == 1).all()
+    np.testing.assert_array_equal(drawn.state.params["w"], whole.state.params["w"])
+
+
 def test_the_second_step_sees_whole_parameters_and_leaves_them_divided():
-    batch = {
-        "x": np.random.default_rng(0).normal(size=(8, 16)).astype(np.float32),
-        "mask": np.ones(8, bool),
-    }
     results = []
     for fsdp in (1, 8):
-        run = Prepared(
-            MeshOptions(fsdp=fsdp, whole_below=0),
-            OptimOptions(learning_rate=0.01),
-            method=Twofold(),
-            batch=batch,
-        )
-        placed = put_batch(batch, mesh=run.mesh)
+        run = linear(fsdp)
+        placed = put_batch(vectors(), mesh=run.mesh)
         run.state, _ = run.steps.train_step(run.state, placed)
         run.state, metrics = run.steps.meta_step(run.state, placed, placed)
         assert run.state.params["w"].sharding.is_fully_replicated == (fsdp == 1)

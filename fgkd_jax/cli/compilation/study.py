@@ -5,8 +5,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import jax
-
 from fgkd_jax.cli.abstract_run import AbstractRun
 from fgkd_jax.cli.compilation.chips import GIB
 from fgkd_jax.cli.compilation.collectives import find_collectives, summary
@@ -140,7 +138,7 @@ def estimate(flops: float, moved: float, sent: float, where: Slice) -> dict[str,
     }
 
 
-def _compile(lowered: jax.stages.Lowered) -> tuple[Any, str]:
+def _compile(lowered: Any) -> tuple[Any, str]:
     """The compiled program, or None and what the compiler said of memory."""
     try:
         return lowered.compile(), ""

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from fgkd_jax.cli.compilation.chips import CHIPS, VIRTUAL, Chip, known_topologies
-from fgkd_jax.errors import UserError, nearest
+from fgkd_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,14 +50,14 @@ def open_slice(name: str) -> Slice:
       UserError: there is no such topology, or no compiler for it.
     """
     kind, _, shape = name.partition(":")
+    unknown = UserError(f"topology is '{name}'; expected one such as {known_topologies()}")
     if kind not in (*CHIPS, VIRTUAL):
-        hint = nearest(kind, [*CHIPS, VIRTUAL])
-        raise UserError(f"topology is '{name}'{hint}; known are {known_topologies()}")
+        raise unknown
     jax.config.update("jax_platforms", "cpu")
     if kind == VIRTUAL:
         return _virtual(name, shape)
     if not re.fullmatch(r"\d+(x\d+)+", shape):
-        raise UserError(f"topology is '{name}'; expected one such as {known_topologies()}")
+        raise unknown
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
             f"topology {name} needs the TPU compiler, and libtpu is not installed; the extra 'tpu' "

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -249,6 +250,7 @@ def test_another_refusal_of_the_compiler_is_one_line():
     ],
 )
 def test_a_topology_that_is_none_is_told_with_those_that_are(name, message):
+    assert len(jax.devices()) == 8  # from now on there are no more
     with pytest.raises(UserError, match=message) as error:
         open_slice(name)
     assert "\n" not in str(error.value)
@@ -379,6 +381,47 @@ def test_the_published_sizes_are_those_of_the_data_set(tmp_path):
     sizes = SIZES["procedural_birds/tiny"]
     info = open_dataset("procedural_birds/tiny", data_dir=str(tmp_path)).info
     assert (info.num_classes, info.splits["train"]) == (sizes.num_classes, sizes.train)
+
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def pod_compile():
+    spec = importlib.util.spec_from_file_location("pod_compile", BENCHMARKS / "pod_compile.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_committed_tables_are_those_of_the_committed_results(pod_compile):
+    found = sorted((BENCHMARKS / "results").glob("compile_*.json"))
+    assert found
+    for path in found:
+        values = json.loads(path.read_text())
+        table = pod_compile.table(values["topology"], values["configs"])
+        assert path.with_suffix(".md").read_text() == table
+        for name, made in values["configs"].items():
+            assert made["command"].startswith(f"fgkd compile --config {name} --topology")
+            assert made["topology"]["name"] == values["topology"]
+
+
+def test_a_row_of_what_does_not_fit_has_as_many_cells(pod_compile):
+    failed = {
+        "batch_size": 8,
+        "steps": {
+            "train": {
+                "fits": False,
+                "memory": {"total": 2 * GIB, "capacity": GIB},
+                "said": "Ran out of memory",
+                "compile_seconds": 3.2,
+            }
+        },
+    }
+    (row,) = pod_compile.rows("some", failed)
+    assert row.startswith("| some | train | 8 | 2.00 GiB | - |")
+    assert row.endswith("| **no** | 3 s |")
+    assert row.count("|") == len(pod_compile.COLUMNS.split("|")) + 1
 
 
 @pytest.mark.skipif(

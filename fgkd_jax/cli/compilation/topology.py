@@ -89,8 +89,9 @@ def _virtual(name: str, shape: str) -> Slice:
     if not shape.isdecimal() or not 0 < int(shape) <= 4096:
         raise UserError(f"topology is '{name}'; expected a number of devices, such as cpu:8")
     count = int(shape)
-    with contextlib.suppress(RuntimeError):  # the devices are there already: see how many
-        jax.config.update("jax_num_cpu_devices", count)
+    if count > jax.config.jax_num_cpu_devices:
+        with contextlib.suppress(RuntimeError):  # the devices are there already: see how many
+            jax.config.update("jax_num_cpu_devices", count)
     devices = jax.devices("cpu")
     if len(devices) < count:
         raise UserError(f"topology is '{name}', but this process has {len(devices)} cpu devices")

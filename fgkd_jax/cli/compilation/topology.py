@@ -89,7 +89,8 @@ def _virtual(name: str, shape: str) -> Slice:
     if not shape.isdecimal() or not 0 < int(shape) <= 4096:
         raise UserError(f"topology is '{name}'; expected a number of devices, such as cpu:8")
     count = int(shape)
-    if count > jax.config.jax_num_cpu_devices:
+    config: Any = jax.config  # knows its options when it runs
+    if count > config.jax_num_cpu_devices:
         with contextlib.suppress(RuntimeError):  # the devices are there already: see how many
             jax.config.update("jax_num_cpu_devices", count)
     devices = jax.devices("cpu")

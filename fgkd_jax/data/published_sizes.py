@@ -9,7 +9,6 @@ from fgkd_jax.data.base import DatasetInfo, SplitSources
 from fgkd_jax.data.class_descriptions import ClassDescriptions
 from fgkd_jax.data.options import DataOptions
 from fgkd_jax.data.vocabulary import Vocabulary
-from fgkd_jax.errors import UserError, nearest
 
 
 @dataclass(frozen=True)
@@ -80,23 +79,6 @@ def sized_dataset(options: DataOptions, sizes: DatasetSizes) -> SplitSources:
         feature_shape=REGIONS if options.dataset == "features" else None,
     )
     return SplitSources(info, {})
-
-
-def find_sizes(name: str) -> DatasetSizes:
-    """Returns the sizes of a data set.
-
-    Args:
-      name: as `open_dataset` takes it.
-
-    Returns:
-      The sizes.
-
-    Raises:
-      UserError: nobody has published them under this name.
-    """
-    if name not in SIZES:
-        raise UserError(f"the sizes of data set {name!r} are not known{nearest(name, SIZES)}")
-    return SIZES[name]
 
 
 def _described(names: tuple[str, ...], sizes: DatasetSizes) -> ClassDescriptions:

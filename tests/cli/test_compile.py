@@ -1,5 +1,6 @@
 """`fgkd compile`: what is read off a compiled program, and how the command says it."""
 
+import dataclasses
 import importlib.util
 import json
 import subprocess
@@ -27,7 +28,8 @@ from fgkd_jax.cli.compilation.collectives import (
 from fgkd_jax.cli.compilation.topology import Slice, open_slice
 from fgkd_jax.cli.config import load_config
 from fgkd_jax.cli.main import main
-from fgkd_jax.data.published_sizes import SIZES
+from fgkd_jax.cli.session import method_for
+from fgkd_jax.data.published_sizes import SIZES, WORDS, sized_dataset
 from fgkd_jax.data.registry import open_dataset
 from fgkd_jax.errors import UserError
 from fgkd_jax.train.sharding import MeshOptions, make_mesh
@@ -381,6 +383,28 @@ def test_the_published_sizes_are_those_of_the_data_set(tmp_path):
     sizes = SIZES["procedural_birds/tiny"]
     info = open_dataset("procedural_birds/tiny", data_dir=str(tmp_path)).info
     assert (info.num_classes, info.splits["train"]) == (sizes.num_classes, sizes.train)
+
+
+def test_a_method_is_completed_from_sizes_as_from_data():
+    experiment = load_config("mcl_imagenet")
+    dataset = sized_dataset(experiment.data, SIZES[experiment.data.dataset])
+    method = method_for(experiment, dataset)
+    assert experiment.data.validation_fraction == 0.01
+    assert (method.num_classes, method.num_examples) == (1000, round(0.99 * 1_281_167))
+    thinner = dataclasses.replace(experiment.data, meta_fraction=0.5, train_fraction=0.1)
+    splits = sized_dataset(thinner, SIZES["tfds/imagenet2012"]).info.splits
+    assert splits == {"train": round(0.99 * 0.5 * 0.1 * 1_281_167)}
+
+    experiment = load_config("msdn_sun")
+    dataset = sized_dataset(experiment.data, SIZES["xlsa17/SUN"])
+    method = method_for(experiment, dataset)
+    sizes = (method.num_classes, method.num_attributes, method.word_size)
+    assert sizes == (717, 102, 300)
+    assert dataset.info.feature_shape == (7, 7, 2048)
+
+    experiment = load_config("pma_cub")
+    method = method_for(experiment, sized_dataset(experiment.data, SIZES["cub200_2011"]))
+    assert method.vocabulary_size == WORDS
 
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"

@@ -111,7 +111,7 @@ def estimate(flops: float, moved: float, sent: float, where: Slice) -> dict[str,
     sends to other chips no less than `bytes sent / interconnect bandwidth`. **This is an estimate
     on paper, nothing was run.** No chip reaches its peak; the bytes accessed count what stays in
     on-chip memory as well; the interconnect's figure takes all links of a chip at once, of which a
-    small slice has fewer; what two devices of one chip exchange is counted as if it left the chip; and
+    small slice has fewer; what two devices of one chip exchange counts as if it left the chip; and
     exchanges may go on while the chip computes.
 
     Args:

@@ -67,7 +67,7 @@ ENTRY %main (p0: f32[64], p1: f32[32]) -> f32[] {
   %d = f32[6]{0} all-reduce-done(%s)
   %g = (f32[2]{0:T(256)S(1)}, f32[16]{0:T(256)}) all-gather-start(%e), replica_groups=[1,8]<=[8]
   %h = f32[16]{0} all-gather-done(%g)
-  %m = ((f32[1]{0}, f32[2]{0}), (f32[8]{0}, f32[16]{0})) all-gather-start(%e, %f)
+  %m = ((f32[1]{0:T(256)}, f32[2]{0}), (f32[8]{0:T(256)}, f32[16]{0})) all-gather-start(%e, %f)
   %p = (s8[5]{0}, s8[5]{0}, u32[], u32[]) collective-permute-start(%q), source_target_pairs={{0,1}}
   %f = f32[64]{0} fusion(%p0), kind=kCustom, calls=%reduced
   %w = (s32[], f32[8]) while(%i), condition=%goes_on, body=%round, \

@@ -12,6 +12,7 @@ import argparse
 import json
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -105,14 +106,18 @@ def table(topology: str, results: dict[str, Any]) -> str:
         for name in ("jax", "jaxlib", "libtpu")
         if name in first["versions"]
     )
+    made_by = f"`python benchmarks/pod_compile.py --topology {topology}`, with {versions}"
     head = [
         f"# Training steps, compiled for {topology}",
         "",
-        f"Made by `python benchmarks/pod_compile.py --topology {topology}` with {versions}. All",
-        "figures are the compiler's, of one chip and one step; nothing was run. What a chip sends,",
-        "how long that takes at least and its share of a step are estimates on paper:",
-        f"{first['estimate']}.",
-        "Compile times are those of a busy machine of two cores.",
+        *textwrap.wrap(
+            f"Made by {made_by}. The figures are the compiler's, of one chip and one step. What a "
+            "chip sends, the time for it and its share of a step are an estimate on paper: "
+            f"{first['estimate']}. Compile times are those of a busy machine of two cores.",
+            width=100,
+            break_long_words=False,
+            break_on_hyphens=False,
+        ),
         "",
         f"| {COLUMNS} |",
         "|" + " --- |" * len(COLUMNS.split("|")),

@@ -2,21 +2,21 @@
 
 import ast
 import dataclasses
+import math
 
 import jax
 import numpy as np
 import pytest
 
+from fgkd_jax.cli.abstract_run import abstract_run
 from fgkd_jax.cli.batch_spec import batch_spec
 from fgkd_jax.cli.config import config_folder, find_config, load_config
 from fgkd_jax.cli.experiment import experiment_to_dict, parse_experiment
 from fgkd_jax.data.base import DatasetInfo
 from fgkd_jax.errors import UserError
-from fgkd_jax.protocols import split_variables
 from fgkd_jax.train.init import abstract_variables
-from fgkd_jax.train.optim import make_optimizer
-from fgkd_jax.train.state import TrainState
-from fgkd_jax.train.step import make_train_step
+from fgkd_jax.train.loop import TrainOptions
+from fgkd_jax.train.sharding import MeshOptions, make_mesh
 
 NAMES = sorted(path.stem for path in config_folder().glob("*.py"))
 
@@ -44,36 +44,59 @@ def test_first_line_is_the_command(name):
     assert line.startswith(f"fgkd train --config configs/{name}.py --workdir runs/"), line
 
 
+SIZES_OF = {
+    "msdn_awa2": "xlsa17/AWA2",
+    "msdn_cub": "xlsa17/CUB",
+    "msdn_cub50": "xlsa17/CUB",
+    "msdn_sun": "xlsa17/SUN",
+}
+"""The data sets behind folders of features."""
+
+OVERRIDES = {"classify_folder": ["--config.method.num_classes=7"]}
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_train_step_has_consistent_shapes(name):
-    experiment = load_config(name)
+def test_the_step_on_its_mesh_has_consistent_shapes(name):
+    experiment = load_config(name, OVERRIDES.get(name, []))
     size = experiment.train.batch_size
-    method, spec = completed(experiment, batch_size=size)
-    variables = abstract_variables(method, spec)
-    optimizer = make_optimizer(
-        experiment.optim, variables["params"], total_steps=experiment.train.steps
-    )
-    params, model_state, constants = split_variables(variables)
-    state = TrainState(
-        step=jax.ShapeDtypeStruct((), np.int32),
-        key=jax.eval_shape(lambda: jax.random.key(0)),
-        params=params,
-        model_state=model_state,
-        opt_state=jax.eval_shape(optimizer.init, params),
-        constants=constants,
-    )
-    step = make_train_step(method, optimizer, accumulate=experiment.train.accumulate)
-    new, metrics = jax.eval_shape(step, state, spec)
+    count = math.gcd(size, len(jax.devices()))
+    mesh = make_mesh(experiment.mesh, devices=jax.devices()[:count])
+    run = abstract_run(experiment, mesh=mesh, sizes_of=SIZES_OF.get(name))
+    new, metrics = jax.eval_shape(run.steps.train_step, run.state, run.batch)
     jax.tree.map(
         lambda a, b: np.testing.assert_equal((a.shape, a.dtype), (b.shape, b.dtype)),
         new.to_save(),
-        state.to_save(),
+        run.state.to_save(),
     )
     assert metrics["loss"].shape == ()
     assert metrics["example_finite"].shape == (size,)
-    predictions = jax.eval_shape(method.predict, variables, spec)
-    scores = "scores" if method.task == "zero_shot" else "logits"
-    assert predictions[scores].shape == (size, 7)
+    predictions = jax.eval_shape(run.method.predict, run.state.variables(), run.batch)
+    scores = "scores" if run.method.task == "zero_shot" else "logits"
+    assert predictions[scores].shape == (size, run.method.num_classes)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_devices_can_share_the_parameters_of_every_config(name):
+    experiment = load_config(name, [*OVERRIDES.get(name, []), "--config.train.batch_size=8"])
+    options = MeshOptions(fsdp=8)
+    mesh = make_mesh(options)
+    run = abstract_run(
+        dataclasses.replace(experiment, mesh=options, train=TrainOptions(batch_size=8)),
+        mesh=mesh,
+        sizes_of=SIZES_OF.get(name),
+    )
+    placed = jax.tree.leaves(run.steps.placed.params)
+    for leaf, sharding in zip(jax.tree.leaves(run.state.params), placed, strict=True):
+        if leaf.size >= options.whole_below:
+            assert not sharding.is_fully_replicated, leaf.shape
+    for part in ("params", "opt_state"):
+        described = jax.tree.leaves(getattr(run.state, part))
+        shardings = jax.tree.leaves(getattr(run.steps.placed, part))
+        held = sum(
+            np.prod(sharding.shard_shape(leaf.shape))
+            for leaf, sharding in zip(described, shardings, strict=True)
+        )
+        assert held < 0.6 * sum(leaf.size for leaf in described)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -18,6 +18,7 @@ COMMANDS = {
     "features": "write region features of a backbone over a data set",
     "ridge": "the linear baseline of zero-shot recognition, on features",
     "bench": "measure speed, as a ratio to the alternative",
+    "compile": "what a TPU pod would do with a config: memory, operations, exchanges",
     "reproduce": "run a row of the results table over several seeds",
 }
 

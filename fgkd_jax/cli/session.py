@@ -222,6 +222,7 @@ def open_run(experiment: Experiment, *, dataset: Dataset) -> Run:
         meta_feed=partial(images.train, split="meta") if experiment.data.meta_fraction else None,
         spec=batch_spec(info, experiment.data, batch_size=train.batch_size),
         mesh=make_mesh(experiment.mesh),
+        placement=experiment.mesh,
         train=train,
         optimizer=experiment.optim,
         seed=experiment.seed,

@@ -10,11 +10,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fgkd_jax.errors import Preempted, UserError
-from fgkd_jax.protocols import Evaluator, MetaMethod, Method
+from fgkd_jax.protocols import Evaluator, Method
 from fgkd_jax.train import optim
 from fgkd_jax.train.checkpoint import Checkpointer
-from fgkd_jax.train.init import Overlay, abstract_variables, initial_state, state_sharding
+from fgkd_jax.train.init import Overlay, initial_state
 from fgkd_jax.train.sharding import (
+    MeshOptions,
     batch_sharding,
     check_batch_size,
     put_batch,
@@ -22,7 +23,8 @@ from fgkd_jax.train.sharding import (
     replicated,
 )
 from fgkd_jax.train.state import TrainState, abstract_like
-from fgkd_jax.train.step import make_eval_step, make_meta_step, make_train_step
+from fgkd_jax.train.step import make_eval_step
+from fgkd_jax.train.steps import Counted, training_steps
 from fgkd_jax.train.window import Window, finite_scalars
 from fgkd_jax.train.writers import MetricsWriter, Progress
 from fgkd_jax.typing import Batch, PyTree
@@ -108,6 +110,7 @@ class Run:
       validation: name of the split to choose checkpoints on; None where there is none.
       metadata: JSON values stored with every checkpoint; a resumed run must have the same
         (hashes of labels and ids of the data, and of the weights it started from).
+      placement: what the devices of the mesh share; its numbers of devices are those of `mesh`.
     """
 
     method: Method
@@ -123,23 +126,7 @@ class Run:
     constants: Mapping[str, Any] | None = None
     validation: str | None = None
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-class Counted:
-    """A jitted function that counts how often it was traced: every trace is a compilation."""
-
-    def __init__(self, function: Callable[..., Any], **jit_options: Any) -> None:
-        self.traces = 0
-
-        def traced(*args: Any) -> Any:
-            self.traces += 1
-            return function(*args)
-
-        self._jitted = jax.jit(traced, **jit_options)
-
-    def __call__(self, *args: Any) -> Any:
-        """Calls the compiled function."""
-        return self._jitted(*args)
+    placement: MeshOptions | None = None
 
 
 class Trainer:
@@ -147,9 +134,8 @@ class Trainer:
 
     Attributes:
       run: the run.
-      train_step: `(state, batch) -> (state, metrics)`; donates the state.
-      meta_step: likewise, the second step of a method that has one; else None.
-      meta_every: steps from one of these to the next.
+      steps: what is compiled of it, and where its state goes.
+      train_step, meta_step, meta_every, learning_rate: of `steps`.
     """
 
     def __init__(self, run: Run) -> None:
@@ -161,42 +147,22 @@ class Trainer:
                 accumulate=accumulate,
                 name=f"train.{name}",
             )
-        variables = abstract_variables(run.method, run.spec)
-        params = variables["params"]
-        options = dataclasses.replace(
-            run.optimizer,
-            rules=(*map(_frozen, run.method.frozen_parameters()), *run.optimizer.rules),
-        )
-        self._optimizer = optim.make_optimizer(options, params, total_steps=run.train.steps)
-        self.learning_rate = optim.learning_rate_schedule(options, run.train.steps)
-        everywhere, split = replicated(run.mesh), batch_sharding(run.mesh)
-        placed = state_sharding(run.method, variables, mesh=run.mesh)
-        step = make_train_step(
+        self.steps = training_steps(
             run.method,
-            self._optimizer,
+            run.spec,
+            optimizer=run.optimizer,
+            total_steps=run.train.steps,
             accumulate=run.train.accumulate,
-            ema_decay=options.ema_decay,
-            ema_warmup=options.ema_warmup,
-            trainable=optim.trainable_mask(options, params),
+            mesh=run.mesh,
+            placement=run.placement,
         )
-        self.train_step = Counted(
-            step,
-            donate_argnums=0,
-            in_shardings=(placed, split),
-            out_shardings=(placed, everywhere),
-        )
-        self.meta_every = getattr(run.method, "meta_every", 0)
-        self.meta_step: Counted | None = None
-        if self.meta_every and isinstance(run.method, MetaMethod):
-            self.meta_step = Counted(
-                make_meta_step(run.method, self.learning_rate),
-                donate_argnums=0,
-                in_shardings=(placed, split, split),
-                out_shardings=(placed, everywhere),
-            )
+        self.train_step, self.meta_step = self.steps.train_step, self.steps.meta_step
+        self.meta_every, self.learning_rate = self.steps.meta_every, self.steps.learning_rate
+        evaluate = make_eval_step(run.method, run.evaluator, ema=run.optimizer.ema_decay > 0)
+        everywhere = replicated(run.mesh)
         self.eval_step = Counted(
-            make_eval_step(run.method, run.evaluator, ema=options.ema_decay > 0),
-            in_shardings=(placed, everywhere, split),
+            lambda state, counts, batch: evaluate(self.steps.whole(state), counts, batch),
+            in_shardings=(self.steps.placed, everywhere, batch_sharding(run.mesh)),
             out_shardings=everywhere,
         )
 
@@ -209,9 +175,10 @@ class Trainer:
         return initial_state(
             jax.random.key(self.run.seed),
             self.run.method,
-            self._optimizer,
+            self.steps.optimizer,
             self.run.spec,
             mesh=self.run.mesh,
+            placement=self.run.placement,
             overlay=self.run.overlay,
             ema=self.run.optimizer.ema_decay > 0,
             constants=self.run.constants,
@@ -228,10 +195,6 @@ class Trainer:
             for batch in batches:
                 counts = self.eval_step(state, counts, put_batch(batch, mesh=self.run.mesh))
         return counts
-
-
-def _frozen(pattern: str) -> optim.ParamRule:
-    return optim.ParamRule(pattern, frozen=True)
 
 
 def fit(

@@ -1,9 +1,11 @@
 """Meshes and shardings: the batch is split over the devices, the state is on every one of them.
 
-But for what a method declares too large for that (`protocols.SplitMethod`).
+But for what a method declares too large for that (`protocols.SplitMethod`), and for parameters that
+the devices of the axis `fsdp` share (`train.parameter_sharding`).
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,22 +17,59 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from fgkd_jax.errors import UserError
 from fgkd_jax.typing import Leaf, PyTree
 
-DATA_AXIS = "data"
+DATA_AXIS, FSDP_AXIS = "data", "fsdp"
+BATCH_AXES = (DATA_AXIS, FSDP_AXIS)
+"""A batch is divided by both: devices that share parameters have examples of their own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardRule:
+    """How the devices of the axis `fsdp` share some of the parameters.
+
+    Attributes:
+      pattern: regular expression, searched for in the parameter's path, for example
+        `head/kernel$`.
+      axis: the axis of the array that is divided; None leaves the array whole on every device.
+    """
+
+    pattern: str
+    axis: int | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise UserError(
+                f"rules: pattern {self.pattern!r} is no regular expression: {error}"
+            ) from error
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshOptions:
-    """How many devices a run uses.
+    """How many devices a run uses, and what they share.
 
     Attributes:
-      data: devices along the batch axis; -1 takes all there are.
+      data: groups of devices along the batch axis, each of which holds the parameters once; -1
+        takes as many as there are.
+      fsdp: devices of a group, which share parameters, their averages and the optimiser's state
+        (fully sharded data parallel). 1 keeps them whole on every device.
+      whole_below: parameters with fewer numbers stay whole on every device: what they would save
+        is not worth a message of their own.
+      rules: exceptions for parameters by their path; of several that match, the first holds.
     """
 
     data: int = -1
+    fsdp: int = 1
+    whole_below: int = 2**16
+    rules: tuple[ShardRule, ...] = ()
 
     def __post_init__(self) -> None:
         if self.data != -1 and self.data < 1:
             raise UserError(f"data is {self.data}; expected -1 (all devices) or at least 1")
+        if self.fsdp < 1:
+            raise UserError(f"fsdp is {self.fsdp}; expected at least 1")
+        if self.whole_below < 0:
+            raise UserError(f"whole_below is {self.whole_below}; expected at least 0")
 
 
 def make_mesh(options: MeshOptions, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -44,23 +83,27 @@ def make_mesh(options: MeshOptions, *, devices: Sequence[jax.Device] | None = No
       devices: the devices to choose from; all of them by default.
 
     Returns:
-      A mesh with the one axis `data`.
+      A mesh with the axes `data` and `fsdp`; devices that share parameters are neighbours in the
+      order of the devices.
 
     Raises:
-      UserError: more devices are asked for than there are.
+      UserError: more devices are asked for than there are, or they cannot be divided as asked.
     """
     available = list(jax.devices() if devices is None else devices)
-    count = len(available) if options.data == -1 else options.data
+    there = f"{len(available)} {available[0].platform} devices"
+    if options.data == -1 and len(available) % options.fsdp:
+        raise UserError(f"mesh.fsdp is {options.fsdp}; expected a divisor of the {there}")
+    groups = len(available) // options.fsdp if options.data == -1 else options.data
+    count = groups * options.fsdp
+    asked = f"mesh.data is {groups}"
+    if options.fsdp > 1:
+        asked = f"mesh.data x mesh.fsdp is {groups} x {options.fsdp}"
     if count > len(available):
-        raise UserError(
-            f"mesh.data is {count}, but there are only {len(available)} "
-            f"{available[0].platform} devices"
-        )
+        raise UserError(f"{asked}, but there are only {there}")
     if jax.process_count() > 1 and count != len(available):
-        raise UserError(
-            f"mesh.data is {count}; a run of several processes uses all {len(available)} devices"
-        )
-    return Mesh(np.asarray(available[:count]), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+        raise UserError(f"{asked}; a run of several processes uses all {len(available)} devices")
+    grid = np.asarray(available[:count]).reshape(groups, options.fsdp)
+    return Mesh(grid, BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -82,9 +125,9 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
       mesh: the device mesh.
 
     Returns:
-      A sharding that splits the leading axis over `data`.
+      A sharding that splits the leading axis over `data` and `fsdp`.
     """
-    return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def split_sharding(tree: PyTree, *, axis: int, mesh: Mesh) -> PyTree:
@@ -96,14 +139,14 @@ def split_sharding(tree: PyTree, *, axis: int, mesh: Mesh) -> PyTree:
       mesh: the device mesh.
 
     Returns:
-      A sharding per array, which splits the axis over `data`; an array whose axis the devices do
-      not divide is on each of them whole.
+      A sharding per array, which splits the axis over all devices; an array whose axis they do not
+      divide is on each of them whole.
     """
 
     def one(leaf: Leaf) -> NamedSharding:
         if leaf.shape[axis] % mesh.devices.size:
             return replicated(mesh)
-        return NamedSharding(mesh, PartitionSpec(*[None] * axis, DATA_AXIS))
+        return NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH_AXES))
 
     return jax.tree.map(one, tree)
 

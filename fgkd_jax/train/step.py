@@ -31,6 +31,7 @@ def make_train_step(
     ema_decay: float = 0.0,
     ema_warmup: bool = False,
     trainable: PyTree | None = None,
+    gather: Callable[[PyTree], PyTree] = lambda params: params,
 ) -> TrainStep:
     """Builds the training step that all methods share.
 
@@ -46,6 +47,7 @@ def make_train_step(
       ema_decay: decay of the moving average of the parameters; 0 keeps none.
       ema_warmup: whether the average follows faster during the first updates.
       trainable: pytree of bools like `params`; no gradient is computed where False.
+      gather: is given the parameters before the loss is, where devices share them.
 
     Returns:
       `(state, batch) -> (state, metrics)`. Metrics are scalars, but for `example_finite` (bool
@@ -55,7 +57,7 @@ def make_train_step(
     def loss(
         params: PyTree, state: TrainState, batch: Batch, key: Array, counts: Any
     ) -> tuple[Array, Any]:
-        variables = {**state.variables(), "params": _stop_frozen(params, trainable)}
+        variables = {**state.variables(), "params": gather(_stop_frozen(params, trainable))}
         terms, model_state, figures = method.loss(variables, batch, key, train=True)
         report = _Report.of(terms, figures, batch)
         return report.total(report.counts if counts is None else counts), (report, model_state)
@@ -76,8 +78,7 @@ def make_train_step(
             return (jax.tree.map(jnp.add, grads, new), model_state), report
 
         start = (jax.tree.map(jnp.zeros_like, state.params), state.model_state)
-        items = (jnp.arange(accumulate), micro)
-        (grads, model_state), reports = jax.lax.scan(body, start, items)
+        (grads, model_state), reports = jax.lax.scan(body, start, (jnp.arange(accumulate), micro))
         return grads, (reports.merged(), model_state)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:

@@ -138,6 +138,7 @@ def make_trainer(experiment: Experiment) -> Trainer:
         feed=RandomImages(batch),
         spec=spec,
         mesh=make_mesh(experiment.mesh),
+        placement=experiment.mesh,
         # Evaluation is not measured, so its batch need not divide by the devices.
         train=dataclasses.replace(experiment.train, eval_batch_size=experiment.train.batch_size),
         optimizer=experiment.optim,

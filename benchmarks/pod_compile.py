@@ -1,0 +1,163 @@
+"""Compiles the steps of configs for a slice of a TPU pod, and makes a table; needs no TPU.
+
+    pip install -e '.[tpu]'
+    python benchmarks/pod_compile.py --topology v5e:2x2 --folder compiled tasn_birds pma_cub
+
+Each config is compiled by `fgkd compile` in a process of its own, and its JSON is kept in the
+folder: what is there is not compiled again. `--every` takes all configs. The results of all that
+is in the folder go into one JSON file and one table, `benchmarks/results/compile_<topology>.*`.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from fgkd_jax.cli.config import config_folder
+from fgkd_jax.errors import UserError
+
+RESULTS = Path(__file__).parent / "results"
+SIZES_OF = {
+    "msdn_awa2": "xlsa17/AWA2",
+    "msdn_cub": "xlsa17/CUB",
+    "msdn_cub50": "xlsa17/CUB",
+    "msdn_sun": "xlsa17/SUN",
+}
+"""The data sets behind folders of features."""
+
+NEEDS_CLASSES = {"classify_folder": "--config.method.num_classes=200"}
+"""Configs that take their number of classes from the user's own images."""
+
+COLUMNS = (
+    "config | step | batch | memory a chip | of it temporaries | TFLOP | GB accessed | FLOP/byte | "
+    "exchanges | MB sent | interconnect, at least | its share | fits | compiled in"
+)
+
+
+def compile_config(name: str, topology: str, output: Path) -> None:
+    """Runs `fgkd compile` for one config.
+
+    Args:
+      name: of the config.
+      topology: chip and shape.
+      output: JSON file to write; not made where the config cannot be compiled.
+    """
+    command = [sys.executable, "-m", "fgkd_jax.cli.main", "compile", "--config", name]
+    command += ["--topology", topology, "--output", str(output)]
+    if name in SIZES_OF:
+        command += ["--sizes_of", SIZES_OF[name]]
+    command += [NEEDS_CLASSES[name]] if name in NEEDS_CLASSES else []
+    status = subprocess.run(command).returncode
+    if status not in (0, 1):  # 1: does not fit, which is a result
+        print(f"{name}: exit status {status}", file=sys.stderr)
+
+
+def rows(name: str, made: dict[str, Any]) -> list[str]:
+    """Makes the rows of the table for one config.
+
+    Args:
+      name: of the config.
+      made: what `fgkd compile` wrote.
+
+    Returns:
+      One row per step.
+    """
+    lines = []
+    for step, found in made["steps"].items():
+        fits = {True: "yes", False: "**no**", None: "?"}[found["fits"]]
+        total = found["memory"]["total"]
+        head = f"| {name} | {step} | {made['batch_size']} | {_gib(total)} |"
+        tail = f" {fits} | {found['compile_seconds']:.0f} s |"
+        if "said" in found:
+            lines.append(head + " - |" * 8 + tail)
+            continue
+        collectives, guess = found["collectives"], found["estimate"] or {}
+        kinds = ", ".join(f"{one['count']} {kind}" for kind, one in collectives.items()) or "none"
+        cells = [
+            _gib(found["memory"]["temporaries"]),
+            f"{found['flops'] / 1e12:.4g}",
+            f"{found['bytes_accessed'] / 1e9:.3g}",
+            f"{found['arithmetic_intensity']:.1f}",
+            kinds,
+            f"{guess.get('interconnect_bytes', 0) / 1e6:.1f}",
+            f"{1e3 * guess.get('interconnect_seconds', 0):.3f} ms",
+            f"{100 * guess.get('interconnect_share', 0):.1f}%",
+        ]
+        lines.append(f"{head} {' | '.join(cells)} |{tail}")
+    return lines
+
+
+def table(topology: str, results: dict[str, Any]) -> str:
+    """Lays results out as Markdown.
+
+    Args:
+      topology: chip and shape.
+      results: by config.
+
+    Returns:
+      The file's text.
+    """
+    first = next(iter(results.values()))
+    versions = ", ".join(
+        f"{name} {first['versions'][name]}"
+        for name in ("jax", "jaxlib", "libtpu")
+        if name in first["versions"]
+    )
+    made_by = f"`python benchmarks/pod_compile.py --topology {topology}`, with {versions}"
+    head = [
+        f"# Training steps, compiled for {topology}",
+        "",
+        *textwrap.wrap(
+            f"Made by {made_by}. The figures are the compiler's, of one chip and one step. What a "
+            "chip sends, the time for it and its share of a step are an estimate on paper: "
+            f"{first['estimate']}. Compile times are those of a busy machine of two cores.",
+            width=100,
+            break_long_words=False,
+            break_on_hyphens=False,
+        ),
+        "",
+        f"| {COLUMNS} |",
+        "|" + " --- |" * len(COLUMNS.split("|")),
+    ]
+    body = [line for name, made in sorted(results.items()) for line in rows(name, made)]
+    return "\n".join([*head, *body]) + "\n"
+
+
+def _gib(number: float | None) -> str:
+    return "unknown" if number is None else f"{number / 2**30:.2f} GiB"
+
+
+def main() -> None:
+    """Compiles what is missing and writes the results."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("configs", nargs="*", help="names of configs")
+    parser.add_argument("--every", action="store_true", help="all configs of the project")
+    parser.add_argument("--topology", default="v5e:2x2", help="chip and shape")
+    parser.add_argument("--folder", type=Path, required=True, help="where each result is kept")
+    options = parser.parse_args()
+    known = sorted(path.stem for path in config_folder().glob("*.py"))
+    names = known if options.every else options.configs
+    options.folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        output = options.folder / f"{name}.json"
+        if not output.exists():
+            compile_config(name, options.topology, output)
+    results = {
+        path.stem: json.loads(path.read_text()) for path in sorted(options.folder.glob("*.json"))
+    }
+    others = {made["topology"]["name"] for made in results.values()} - {options.topology}
+    if others:
+        raise UserError(f"{options.folder} holds results for {', '.join(sorted(others))} as well")
+    if not results:
+        raise UserError(f"{options.folder} holds no result; expected names of configs, or --every")
+    stem = f"compile_{options.topology.replace(':', '_')}"
+    values = {"topology": options.topology, "configs": results}
+    (RESULTS / f"{stem}.json").write_text(json.dumps(values, indent=1) + "\n")
+    (RESULTS / f"{stem}.md").write_text(table(options.topology, results))
+
+
+if __name__ == "__main__":
+    main()

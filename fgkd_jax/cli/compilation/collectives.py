@@ -1,0 +1,219 @@
+"""The collectives of a compiled program: which, how many, how many bytes; and what they may cost.
+
+Read from the text of the program that each device runs. The text is XLA's, made for people: what is
+not understood is left out of the count, so the figures are an estimate.
+"""
+
+import dataclasses
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+
+_SIZES = {
+    1: ("pred", "s8", "u8"),
+    2: ("s16", "u16", "bf16", "f16"),
+    4: ("s32", "u32", "f32"),
+    8: ("s64", "u64", "f64", "c64"),
+    16: ("c128",),
+}
+BYTES: Mapping[str, int] = {name: size for size, names in _SIZES.items() for name in names}
+"""Bytes of a number by XLA's name of its type; types of eight bits (`f8...`) are not listed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One collective instruction of a program.
+
+    Attributes:
+      kind: `all-reduce`, `all-gather`, `reduce-scatter`, `all-to-all`, `collective-permute` or
+        `collective-broadcast`.
+      bytes: of its result on one device.
+      devices: how many exchange with each other.
+      times: how often a run of the program executes it: more than once inside a loop.
+    """
+
+    kind: str
+    bytes: int
+    devices: int
+    times: int = 1
+
+
+def _all_reduce(size: float, n: int) -> float:
+    return 2 * (n - 1) / n * size
+
+
+def _all_gather(size: float, n: int) -> float:
+    return (n - 1) / n * size
+
+
+def _reduce_scatter(size: float, n: int) -> float:
+    return (n - 1) * size
+
+
+def _once(size: float, n: int) -> float:
+    return size
+
+
+SENT: Mapping[str, Callable[[float, int], float]] = {
+    "all-reduce": _all_reduce,
+    "all-gather": _all_gather,
+    "reduce-scatter": _reduce_scatter,
+    "all-to-all": _all_gather,
+    "ragged-all-to-all": _all_gather,
+    "collective-permute": _once,
+    "collective-broadcast": _once,
+}
+"""Bytes that a device sends in a ring, from the bytes of its result and the number of devices."""
+
+
+def bytes_sent(collective: Collective) -> float:
+    """Estimates the bytes that each device sends to others for one collective, all its runs.
+
+    With s the bytes of the result on one device and n devices, for an algorithm that goes round a
+    ring, which no other sends less than: all-reduce 2 (n - 1) / n s; all-gather and all-to-all
+    (n - 1) / n s; reduce-scatter (n - 1) s, as its operand has n s; a permutation s.
+
+    Args:
+      collective: the instruction.
+
+    Returns:
+      Bytes; 0 where a device is alone.
+
+    Source:
+      Thakur, Rabenseifner and Gropp, Optimization of collective communication operations in MPICH,
+      IJHPCA 2005, sections 4.1 to 4.5.
+
+    Example:
+      >>> bytes_sent(Collective("all-reduce", 100, 4))
+      150.0
+    """
+    if collective.devices < 2:
+        return 0.0
+    sent = SENT[collective.kind](collective.bytes, collective.devices)
+    return sent * collective.times
+
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+_INSTRUCTION = re.compile(
+    r"^\s+(?:ROOT )?%?[\w.\-]+ = (?P<shape>\(.*?\)|\S+) (?P<kind>"
+    + "|".join(sorted(SENT, key=len, reverse=True))
+    + r")(?P<start>-start)?\(",
+)
+_SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
+_LAYOUT = re.compile(r"\{[^}]*\}")
+_CALLED = re.compile(
+    r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)"
+    r"|(?:branch_computations|called_computations)=\{([^}]*)\}"
+)
+_BODY = re.compile(r"body=%?([\w.\-]+)")
+_TRIPS = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
+_LISTED = re.compile(r"replica_groups=\{\{([\d,]*)\}")
+_IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=")
+
+
+def find_collectives(program: str, *, devices: int) -> list[Collective]:
+    """Reads the collectives out of a compiled program.
+
+    Args:
+      program: XLA's text of it, `compiled.as_text()`.
+      devices: how many run it; a collective that names no group is among all of them.
+
+    Returns:
+      One entry per instruction. Inside a loop whose number of rounds the compiler knows, `times` is
+      that number; inside one whose number it does not know, 1.
+    """
+    bodies, entry = _computations(program)
+    times = _executions(bodies, entry)
+    found = []
+    for name, lines in bodies.items():
+        for line in lines:
+            match = _INSTRUCTION.match(line)
+            if match is None or not times[name]:
+                continue
+            size = _result_bytes(match["shape"], match["kind"], started=bool(match["start"]))
+            group = _group_size(line, devices=devices)
+            found.append(Collective(match["kind"], size, group, times[name]))
+    return found
+
+
+def summary(collectives: Sequence[Collective]) -> dict[str, dict[str, int]]:
+    """Adds up collectives by kind.
+
+    Args:
+      collectives: as `find_collectives` returns them.
+
+    Returns:
+      By kind: how many run in a step (`count`), in how many instructions (`instructions`), the
+      bytes of their results on a device (`bytes`), and those that each device sends by
+      `bytes_sent` (`bytes_sent`).
+    """
+    kinds: dict[str, dict[str, int]] = {}
+    for kind in sorted({one.kind for one in collectives}):
+        some = [one for one in collectives if one.kind == kind]
+        kinds[kind] = {
+            "count": sum(one.times for one in some),
+            "instructions": len(some),
+            "bytes": sum(one.times * one.bytes for one in some),
+            "bytes_sent": round(sum(map(bytes_sent, some))),
+        }
+    return kinds
+
+
+def _computations(program: str) -> tuple[dict[str, list[str]], str]:
+    """Lines of each computation by name, and the name of the one that is run."""
+    bodies: dict[str, list[str]] = {}
+    entry, current = "", None
+    for line in program.splitlines():
+        head = _COMPUTATION.match(line)
+        if head is not None:
+            current = head[2]
+            bodies[current] = []
+            if head[1]:
+                entry = current
+        elif current is not None:
+            bodies[current].append(line)
+    return bodies, entry
+
+
+def _executions(bodies: Mapping[str, Sequence[str]], entry: str) -> dict[str, int]:
+    """How often each computation runs; a computation comes after all those that it calls."""
+    times: dict[str, int] = defaultdict(int)
+    times[entry] = 1
+    for name in reversed(list(bodies)):
+        for line in bodies[name]:
+            rounds, loop = _TRIPS.search(line), _BODY.search(line)
+            for match in _CALLED.finditer(line):
+                for called in re.findall(r"[\w.\-]+", match[1] or match[2] or ""):
+                    repeated = loop is not None and rounds is not None and called == loop[1]
+                    times[called] += times[name] * (int(rounds[1]) if repeated and rounds else 1)
+    return times
+
+
+def _result_bytes(shape: str, kind: str, *, started: bool) -> int:
+    """Bytes of what an instruction results in.
+
+    The start of an asynchronous one has its operands before its results, but for all-reduce, which
+    has the results alone; behind them may come scalars of bookkeeping.
+    """
+    shape = _LAYOUT.sub("", shape)
+    arrays = [
+        BYTES.get(dtype, 1 if dtype.startswith("f8") else 0)
+        * math.prod(int(size) for size in sizes.split(",") if size)
+        for dtype, sizes in _SHAPE.findall(shape)
+    ]
+    if started and kind != "all-reduce" and shape.startswith("("):
+        if shape.startswith("(("):  # ((operands), (results), ...)
+            results = re.split(r"\)\s*,\s*\(", shape)[1]
+            return _result_bytes(f"({results.split(')')[0]})", kind, started=False)
+        return arrays[1]
+    return sum(arrays)
+
+
+def _group_size(line: str, *, devices: int) -> int:
+    """How many devices exchange with each other."""
+    listed = _LISTED.search(line)
+    if listed is not None:
+        return len(listed[1].split(","))
+    iota = _IOTA.search(line)
+    return int(iota[2]) if iota is not None else devices

@@ -2,9 +2,13 @@
 
 from collections.abc import Callable
 
+import jax
 from jax import lax
 
 from fgkd_jax.typing import PyTree
+
+MOST = 32
+"""Steps up to which a loop is worth the time that compiling each of them takes."""
 
 
 def scan_steps(
@@ -17,8 +21,8 @@ def scan_steps(
     """`jax.lax.scan` for few and large steps, such as gradients of a network.
 
     On CPU the steps are compiled one after the other instead of as a loop: within a loop, XLA's CPU
-    compiler leaves the gradients of convolutions to a code that is tens of times slower. Elsewhere
-    it is the loop, compiled once.
+    compiler leaves the gradients of convolutions to a code that is tens of times slower. Elsewhere,
+    and for more than `MOST` steps, it is the loop, compiled once.
 
     Args:
       body: `(carry, item) -> (carry, output)`.
@@ -36,9 +40,10 @@ def scan_steps(
     def run(start: PyTree, items: PyTree, *, unroll: bool) -> tuple[PyTree, PyTree]:
         return lax.scan(body, start, items, reverse=reverse, unroll=unroll)
 
+    few = len(jax.tree.leaves(items)[0]) <= MOST
     return lax.platform_dependent(
         start,
         items,
-        cpu=lambda *given: run(*given, unroll=True),
+        cpu=lambda *given: run(*given, unroll=few),
         default=lambda *given: run(*given, unroll=False),
     )

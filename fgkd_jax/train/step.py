@@ -10,6 +10,7 @@ import optax
 from flax import struct
 
 from fgkd_jax.errors import UserError
+from fgkd_jax.ops.loops import scan_steps
 from fgkd_jax.protocols import Evaluator, LossTerm, MetaMethod, Method, Metric
 from fgkd_jax.train.optim import ema_update
 from fgkd_jax.train.state import TrainState
@@ -78,7 +79,8 @@ def make_train_step(
             return (jax.tree.map(jnp.add, grads, new), model_state), report
 
         start = (jax.tree.map(jnp.zeros_like, state.params), state.model_state)
-        (grads, model_state), reports = jax.lax.scan(body, start, (jnp.arange(accumulate), micro))
+        items = (jnp.arange(accumulate), micro)
+        (grads, model_state), reports = scan_steps(body, start, items)
         return grads, (reports.merged(), model_state)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fgkd_jax.ops.loops import scan_steps
+from fgkd_jax.ops.loops import MOST, scan_steps
 
 
 def body(carry, item):
@@ -32,11 +32,13 @@ def test_what_is_closed_over_is_traced():
 
 
 def test_no_loop_is_left_on_cpu():
-    def compiled(scan):
+    def compiled(scan, count=4):
         lowered = jax.jit(lambda s, i: scan(body, s, i)).lower(
-            (jnp.zeros(3), jnp.ones(())), {"x": jnp.ones((4, 3)), "y": jnp.ones(4)}
+            (jnp.zeros(3), jnp.ones(())), {"x": jnp.ones((count, 3)), "y": jnp.ones(count)}
         )
         return lowered.compile().as_text()
 
     assert "while(" in compiled(jax.lax.scan)
     assert "while(" not in compiled(scan_steps)
+    assert "while(" not in compiled(scan_steps, MOST)
+    assert "while(" in compiled(scan_steps, MOST + 1)

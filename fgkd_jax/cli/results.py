@@ -256,7 +256,8 @@ def predict_files(
     )
     files = SplitSources(described, {"files": _Files(tuple(paths), caption)})
     # An image that cannot be read must not shift the rows of those behind it.
-    options = dataclasses.replace(restored.experiment.data, on_corrupt="raise", extra_keys=())
+    images = restored.experiment.images("fgkd predict of classes")
+    options = dataclasses.replace(images, on_corrupt="raise", extra_keys=())
     if caption is None:
         options = dataclasses.replace(options, text=None)
     elif options.text is None:

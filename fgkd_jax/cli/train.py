@@ -13,7 +13,8 @@ from fgkd_jax.errors import NonFiniteError, UserError
 DESCRIPTION = """\
 Trains a method on a data set, both named by a config. Everything the run makes goes into the
 workdir: checkpoints/, metrics.jsonl (one JSON object per line), config.json and, at the end,
-summary.json and, for a method that matches the stages of networks, pictures/. The same command
+summary.json and, for a method that matches the stages of networks, pictures/, for a detector
+detections/ in COCO's format. The same command
 again continues a run that was stopped, from its newest checkpoint; a workdir that belongs to
 another config is left alone.
 
@@ -103,6 +104,7 @@ def run_experiment(experiment: Any, *, workdir: str, job: Any = None) -> dict[st
     """
     from fgkd_jax.cli import results, session
     from fgkd_jax.cli import workdir as folder
+    from fgkd_jax.cli.detections import detection_writer
     from fgkd_jax.cli.processes import check_processes, open_same_data
     from fgkd_jax.cli.weights import check_teacher, check_words
     from fgkd_jax.train.distributed import Job
@@ -148,7 +150,9 @@ def run_experiment(experiment: Any, *, workdir: str, job: Any = None) -> dict[st
             "data": {"name": dataset.info.name, "fingerprint": dataset.info.fingerprint},
             "seed": experiment.seed,
             "step": experiment.train.steps,
-            "results": results.evaluate_checkpoints(trainer, state, checkpointer, experiment),
+            "results": results.evaluate_checkpoints(
+                trainer, state, checkpointer, experiment, keep=detection_writer(workdir, dataset)
+            ),
             "images_left_out": left_out(),
             "pictures": on_primary(lambda: _draw(experiment, workdir)),
             "versions": results.versions(),
@@ -196,6 +200,11 @@ def render_summary(summary: dict[str, Any]) -> str:
         f"seed {summary['seed']}, {timing['seconds']:.0f} s{resumed}",
         results_table(summary["results"]),
     ]
+    if timing["train_step_compilations"] > 1:
+        lines.append(
+            f"{timing['train_step_compilations']} compilations of the training step, one for each "
+            "size of images"
+        )
     if left_out:
         names = ", ".join(list(left_out)[:5]) + (", ..." if len(left_out) > 5 else "")
         lines.append(f"{len(left_out)} images could not be read and were left out: {names}")

@@ -72,6 +72,9 @@ def test_train_step_has_consistent_shapes(name):
     assert metrics["loss"].shape == ()
     assert metrics["example_finite"].shape == (size,)
     predictions = jax.eval_shape(method.predict, variables, spec)
+    if method.task == "detection":
+        assert predictions["boxes"].shape == (size, method.max_detections, 4)
+        return
     scores = "scores" if method.task == "zero_shot" else "logits"
     assert predictions[scores].shape == (size, 7)
 
@@ -113,6 +116,7 @@ VARIANTS = (
     "tasn_cub50:plain",
     "classify_birds:longer",
     "classify_birds:full",
+    "faster_rcnn_voc:resnet101",
     "mcl_birds:dml",
     "mcl_birds:afd",
     "mcl_birds:kd",
@@ -151,6 +155,9 @@ def test_a_variant_differs_from_its_config(name):
     spec["bbox"] = jax.ShapeDtypeStruct((batch_size, 4), np.float32)
     variables = abstract_variables(method, spec)
     predictions = jax.eval_shape(method.predict, variables, spec)
+    if method.task == "detection":
+        assert predictions["valid"].shape == (batch_size, method.max_detections)
+        return
     scores = "scores" if method.task == "zero_shot" else "logits"
     assert predictions[scores].shape == (batch_size, 7)
 
@@ -179,6 +186,7 @@ def test_controls_are_configs(name):
         ("pma_birds:bimodel", "no variant 'bimodel'; did you mean 'bimodal'"),
         ("pma_cub:vgg16,vgg19", "variant 'vgg16,vgg19' has both vgg16 and vgg19"),
         ("pma_cars:student", "pma_cars has no variant 'student'; expected one of resnet50, "),
+        ("faster_rcnn_voc:resnet110", "no variant 'resnet110'; did you mean 'resnet101'"),
         ("classify_birds:longest", "no variant 'longest'; did you mean 'longer'"),
     ],
 )

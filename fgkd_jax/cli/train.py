@@ -104,7 +104,6 @@ def run_experiment(experiment: Any, *, workdir: str, job: Any = None) -> dict[st
     """
     from fgkd_jax.cli import results, session
     from fgkd_jax.cli import workdir as folder
-    from fgkd_jax.cli.detections import detection_writer
     from fgkd_jax.cli.processes import check_processes, open_same_data
     from fgkd_jax.cli.weights import check_teacher, check_words
     from fgkd_jax.train.distributed import Job
@@ -150,9 +149,7 @@ def run_experiment(experiment: Any, *, workdir: str, job: Any = None) -> dict[st
             "data": {"name": dataset.info.name, "fingerprint": dataset.info.fingerprint},
             "seed": experiment.seed,
             "step": experiment.train.steps,
-            "results": results.evaluate_checkpoints(
-                trainer, state, checkpointer, experiment, keep=detection_writer(workdir, dataset)
-            ),
+            "results": _evaluate(trainer, state, checkpointer, experiment, workdir),
             "images_left_out": left_out(),
             "pictures": on_primary(lambda: _draw(experiment, workdir)),
             "versions": results.versions(),
@@ -164,6 +161,17 @@ def run_experiment(experiment: Any, *, workdir: str, job: Any = None) -> dict[st
         }
     on_primary(lambda: folder.write_json(Path(workdir) / folder.SUMMARY_FILE, summary))
     return summary
+
+
+def _evaluate(
+    trainer: Any, state: Any, checkpointer: Any, experiment: Any, workdir: str
+) -> list[dict[str, Any]]:
+    """Evaluates what came out, and keeps what was detected, if anything was."""
+    from fgkd_jax.cli import results
+    from fgkd_jax.cli.detections import detection_writer
+
+    keep = detection_writer(workdir, trainer.run.feed.dataset)
+    return results.evaluate_checkpoints(trainer, state, checkpointer, experiment, keep=keep)
 
 
 def _draw(experiment: Any, workdir: str) -> list[str]:

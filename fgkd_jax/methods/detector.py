@@ -96,18 +96,18 @@ class Detector(ImageOptions):
 
     def __post_init__(self) -> None:
         count, stages = backbone_from(self.backbone).num_stages, self.pyramid_stages
-        if not stages or stages != tuple(sorted(set(stages))) or not 0 <= stages[0] < count:
-            self._refuse("pyramid_stages", f"rising numbers from 0 to {count - 1}")
-        if stages[-1] >= count:
+        rising = bool(stages) and stages == tuple(sorted(set(stages)))
+        if not rising or stages[0] < 0 or stages[-1] >= count:
             self._refuse("pyramid_stages", f"rising numbers from 0 to {count - 1}")
         if not 0 <= self.frozen_stages <= stages[-1]:
             self._refuse("frozen_stages", f"0 to {stages[-1]}, the last of pyramid_stages")
         for name in ("pyramid_features", "anchor_octaves", "max_detections"):
             if getattr(self, name) < 1:
                 self._refuse(name, "at least 1")
-        if not self.anchor_scale > 0 or self.box_weight < 0:
-            name = "box_weight" if self.anchor_scale > 0 else "anchor_scale"
-            self._refuse(name, "a number above 0")
+        if not self.anchor_scale > 0:
+            self._refuse("anchor_scale", "a number above 0")
+        if not self.box_weight >= 0:
+            self._refuse("box_weight", "at least 0")
         if not self.anchor_ratios or min(self.anchor_ratios) <= 0:
             self._refuse("anchor_ratios", "numbers above 0")
         for name in ("score_threshold", "iou_threshold"):

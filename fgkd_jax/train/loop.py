@@ -222,7 +222,15 @@ class Trainer:
         return self.run.evaluator.finalise(self.count(state, split))
 
     def count(self, state: TrainState, split: str) -> PyTree:
-        """Runs a state over every example of a split; `evaluate` makes figures of these counts."""
+        """Runs a state over every example of a split; `evaluate` makes figures of these counts.
+
+        Args:
+          state: on the devices.
+          split: name of the split.
+
+        Returns:
+          What `finalise` of the evaluator takes.
+        """
         evaluator = self.run.evaluator
         counts = put_everywhere(evaluator.empty(), mesh=self.run.mesh)
         collects = isinstance(evaluator, CollectingEvaluator)

@@ -301,7 +301,7 @@ def test_detections_are_boxes_of_the_image_without_doubles(kind, variables, batc
         assert (np.diff(scores) <= 0).all()
         labels = np.asarray(found["labels"][i])[valid]
         doubles = (overlaps(boxes, boxes) > 0.5) & (labels[:, None] == labels)
-        assert (doubles == np.eye(len(boxes), dtype=bool)).all()
+        assert not (doubles & ~np.eye(len(boxes), dtype=bool)).any()
     # Without a size the whole frame is the image.
     whole = {"image": batch["image"][:1]}
     assert image_sizes(jax.tree.map(jnp.asarray, whole)).tolist() == [[32, 48]]

@@ -200,6 +200,30 @@ def test_a_detector_goes_into_a_file_and_back(trained, tmp_path, capsys):
     assert "--names" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", ["dense", "regions"])
+def test_a_backbone_starts_from_an_exported_classifier(scenes, tmp_path, kind):
+    import jax
+
+    from fgkd_jax.cli.config import load_config
+    from fgkd_jax.cli.session import open_data, open_run
+    from fgkd_jax.methods import Classifier
+    from fgkd_jax.train.loop import Trainer
+    from fgkd_jax.train.pretrained import named_arrays
+    from fgkd_jax.train.weight_files import save_arrays
+
+    image = {"image": jax.numpy.zeros((1, 32, 32, 3), np.uint8)}
+    classifier = Classifier(num_classes=5, backbone=TINY)
+    there = jax.device_get(jax.jit(classifier.init)(jax.random.key(7), image))
+    path = str(tmp_path / "classifier.npz")
+    save_arrays(path, named_arrays(there), metadata={})
+    experiment = load_config(str(scenes / f"{kind}.py"), [f"--config.pretrained.path={path}"])
+    trainer = Trainer(open_run(experiment, dataset=open_data(experiment)))
+    variables = jax.device_get(trainer.initial_state().variables())
+    for collection in ("params", "batch_stats"):
+        ours, theirs = variables[collection]["backbone"], there[collection]["backbone"]
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
 def refused(capsys, status):
     assert status == 2
     (line,) = capsys.readouterr().err.strip().splitlines()[-1:]

@@ -20,6 +20,6 @@ def get_config():
             "scale": (0.7, 1.0),
             "crop_probability": 0.5,
         },
-        steps=1200,
+        steps=2400,
         report={"title": "RetinaNet, narrow ResNet, BCCD at 240 x 320"},
     )

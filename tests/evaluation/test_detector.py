@@ -120,7 +120,9 @@ def test_figures_are_those_of_the_functions_whatever_the_batches(evaluator, monk
     assert 0 < expected["background_false_positives"] < 1
     turned = [images[i] for i in (4, 0, 8, 2, 6, 1, 3, 7, 5)]
     for order, size in ((images, 4), (images, 9), (turned, 2)):
-        figures = evaluator.finalise(count(evaluator, make_batches(order, size=size)))
+        counts = count(evaluator, make_batches(order, size=size))
+        assert counts.ids.tolist() == sorted(one[0] for one in images)
+        figures = evaluator.finalise(counts)
         assert figures == pytest.approx(expected, rel=1e-6)
         assert set(figures) < set(evaluator.figures)
 

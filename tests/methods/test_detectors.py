@@ -149,6 +149,15 @@ def test_anchors_have_the_shapes_of_the_predictions(kind, variables, batch):
     assert anchors.boxes.shape == found.deltas.shape[1:]
     assert anchors.valid.shape == found.deltas.shape[:2]
     assert sum(anchors.level_sizes) == len(anchors.boxes)
+    # Sizes are spread evenly over an octave, and twice as large on every level.
+    start = 0
+    for stride, count in zip(method.strides, anchors.level_sizes.tolist(), strict=True):
+        box = anchors.boxes[start : start + method.anchors_per_cell]
+        roots = np.unique(np.sqrt(np.prod(box[:, 2:] - box[:, :2], axis=1)).round(3))
+        octaves = method.anchor_octaves
+        expected = [method.anchor_scale * stride * 2 ** (k / octaves) for k in range(octaves)]
+        np.testing.assert_allclose(roots, expected, rtol=1e-4)
+        start += count
     # Of a full image all count, of a smaller one those whose cell begins on it.
     assert anchors.valid[0].all()
     height, width = batch["valid_size"][1]

@@ -285,6 +285,25 @@ class Evaluator(Protocol):
 
 
 @runtime_checkable
+class CollectingEvaluator(Evaluator, Protocol):
+    """An evaluator that keeps too much of every example for the devices to carry it along.
+
+    `update` is given the counts of `empty` for every batch, and what it returns goes to the host.
+    """
+
+    def collect(self, counts: Sequence[PyTree]) -> PyTree:
+        """Puts what was kept of all batches together, on the host.
+
+        Args:
+          counts: as `update` returned them, batch by batch.
+
+        Returns:
+          What `finalise` takes.
+        """
+        ...
+
+
+@runtime_checkable
 class Taught(Protocol):
     """A method with a frozen teacher, whose variables are the collection `frozen` of its own.
 

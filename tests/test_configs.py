@@ -45,14 +45,22 @@ def test_first_line_is_the_command(name):
 
 
 SIZES_OF = {
+    "faster_rcnn_coco": "coco2017",
+    "faster_rcnn_voc": "voc0712",
+    "retinanet_coco": "coco2017",
     "msdn_awa2": "xlsa17/AWA2",
+    "msdn_birds": "procedural_birds/zero_shot",
     "msdn_cub": "xlsa17/CUB",
     "msdn_cub50": "xlsa17/CUB",
     "msdn_sun": "xlsa17/SUN",
 }
-"""The data sets behind folders of features."""
+"""The data sets behind folders."""
 
-OVERRIDES = {"classify_folder": ["--config.method.num_classes=7"]}
+OVERRIDES = {
+    "classify_folder": ["--config.method.num_classes=7"],
+    "faster_rcnn_bccd": ["--config.method.num_classes=3"],
+    "retinanet_bccd": ["--config.method.num_classes=3"],
+}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -71,6 +79,9 @@ def test_the_step_on_its_mesh_has_consistent_shapes(name):
     assert metrics["loss"].shape == ()
     assert metrics["example_finite"].shape == (size,)
     predictions = jax.eval_shape(run.method.predict, run.state.variables(), run.batch)
+    if run.method.task == "detection":
+        assert predictions["boxes"].shape == (size, run.method.max_detections, 4)
+        return
     scores = "scores" if run.method.task == "zero_shot" else "logits"
     assert predictions[scores].shape == (size, run.method.num_classes)
 
@@ -136,6 +147,7 @@ VARIANTS = (
     "tasn_cub50:plain",
     "classify_birds:longer",
     "classify_birds:full",
+    "faster_rcnn_voc:resnet101",
     "mcl_birds:dml",
     "mcl_birds:afd",
     "mcl_birds:kd",
@@ -174,6 +186,9 @@ def test_a_variant_differs_from_its_config(name):
     spec["bbox"] = jax.ShapeDtypeStruct((batch_size, 4), np.float32)
     variables = abstract_variables(method, spec)
     predictions = jax.eval_shape(method.predict, variables, spec)
+    if method.task == "detection":
+        assert predictions["valid"].shape == (batch_size, method.max_detections)
+        return
     scores = "scores" if method.task == "zero_shot" else "logits"
     assert predictions[scores].shape == (batch_size, 7)
 
@@ -202,6 +217,7 @@ def test_controls_are_configs(name):
         ("pma_birds:bimodel", "no variant 'bimodel'; did you mean 'bimodal'"),
         ("pma_cub:vgg16,vgg19", "variant 'vgg16,vgg19' has both vgg16 and vgg19"),
         ("pma_cars:student", "pma_cars has no variant 'student'; expected one of resnet50, "),
+        ("faster_rcnn_voc:resnet110", "no variant 'resnet110'; did you mean 'resnet101'"),
         ("classify_birds:longest", "no variant 'longest'; did you mean 'longer'"),
     ],
 )

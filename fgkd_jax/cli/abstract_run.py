@@ -80,7 +80,7 @@ def abstract_run(experiment: Experiment, *, mesh: Mesh, sizes_of: str | None = N
     if isinstance(method, TextMethod):
         taken["words"] = WORDS
     batch = dict(spec)
-    if "bbox" in data.extra_keys:
+    if "bbox" in experiment.extra_keys:
         batch["bbox"] = jax.ShapeDtypeStruct((train.batch_size, 4), np.float32)
     state = abstract_state(steps, method, spec, ema=experiment.optim.ema_decay > 0)
     return AbstractRun(method, steps, state, batch, taken)

@@ -154,7 +154,7 @@ def _predictions(restored: Restored, split: str, examples: int) -> Iterator[dict
         {"shown": Subset(source, rows, labels[rows], ids[rows])},
     )
     keys = tuple(key for key in (THUMBNAIL, "parts") if key in there)
-    options = dataclasses.replace(restored.experiment.data, extra_keys=keys)
+    options = dataclasses.replace(restored.experiment.images("--pictures"), extra_keys=keys)
     size = run.train.eval_batch_size
     with contextlib.closing(eval_iterator(part, "shown", options, batch_size=size)) as batches:
         for batch in batches:

@@ -6,12 +6,16 @@ import jax
 import numpy as np
 
 from fgkd_jax.data.base import DatasetInfo
+from fgkd_jax.data.detection_pipeline import DetectionOptions
+from fgkd_jax.data.detection_transforms import Size
 from fgkd_jax.data.options import DataOptions
 from fgkd_jax.typing import Batch
 
 
-def batch_spec(info: DatasetInfo, options: DataOptions, *, batch_size: int) -> Batch:
-    """Describes a training batch of a data set, of images or of features.
+def batch_spec(
+    info: DatasetInfo, options: DataOptions | DetectionOptions, *, batch_size: int
+) -> Batch:
+    """Describes a training batch of a data set, of images, of features, or of scenes with boxes.
 
     Args:
       info: says whether there are features, and of which shape.
@@ -19,8 +23,10 @@ def batch_spec(info: DatasetInfo, options: DataOptions, *, batch_size: int) -> B
       batch_size: examples of a global batch.
 
     Returns:
-      `jax.ShapeDtypeStruct` by key.
+      `jax.ShapeDtypeStruct` by key; of scenes, those of the first bucket.
     """
+    if isinstance(options, DetectionOptions):
+        return scene_spec(options.buckets[0], max_boxes=options.max_boxes, batch_size=batch_size)
     spec = image_spec(options, batch_size=batch_size)
     if info.feature_shape is None:
         return spec
@@ -51,4 +57,33 @@ def image_spec(options: DataOptions, *, batch_size: int) -> Batch:
         "id": jax.ShapeDtypeStruct((batch_size,), np.int32),
         "mask": jax.ShapeDtypeStruct((batch_size,), np.bool_),
         **text,
+    }
+
+
+def scene_spec(bucket: Size, *, max_boxes: int, batch_size: int) -> Batch:
+    """Describes a batch of scenes with boxes.
+
+    Args:
+      bucket: (height, width).
+      max_boxes: rows of boxes of an image.
+      batch_size: examples of a global batch.
+
+    Returns:
+      `jax.ShapeDtypeStruct` by key.
+    """
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
+        "image": ((*bucket, 3), np.uint8),
+        "valid_size": ((2,), np.int32),
+        "original_size": ((2,), np.int32),
+        "boxes": ((max_boxes, 4), np.float32),
+        "box_labels": ((max_boxes,), np.int32),
+        "box_mask": ((max_boxes,), np.bool_),
+        "box_ignored": ((max_boxes,), np.bool_),
+        "dropped_boxes": ((), np.int32),
+        "id": ((), np.int32),
+        "mask": ((), np.bool_),
+    }
+    return {
+        name: jax.ShapeDtypeStruct((batch_size, *shape), dtype)
+        for name, (shape, dtype) in shapes.items()
     }

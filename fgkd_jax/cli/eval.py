@@ -15,6 +15,8 @@ checkpoint is evaluated unless --checkpoint=best asks for the one that was best 
   fgkd eval --workdir runs/birds
   fgkd eval --workdir runs/birds --split validation --checkpoint best --json
 
+Of a detector, what it found is written to WORKDIR/detections, in COCO's format of results.
+
 Several splits with "+" between them are evaluated as one. With unseen classes, --curve draws
 accuracy on seen classes over accuracy on unseen ones at all offsets, and --unseen_offset adds the
 figures at one of them, chosen on validation classes:
@@ -74,6 +76,7 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
         picture cannot be made.
     """
     from fgkd_jax.cli import attention, curves, predictions, results
+    from fgkd_jax.cli.detections import detection_writer
     from fgkd_jax.evaluation import ZeroShotEvaluator, calibrated
 
     if arguments:
@@ -93,6 +96,7 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
         raise UserError("--curve needs unseen classes, which the run's task does not have")
     counts = trainer.count(restored.state, split)
     figures = trainer.run.evaluator.finalise(counts)
+    detection_writer(workdir, restored.dataset)(split, get(values, "checkpoint"), counts)
     if curve and isinstance(trainer.run.evaluator, ZeroShotEvaluator):
         title = f"{split}, step {restored.step}"
         curves.write_curve(curve, trainer.run.evaluator.curve(counts), figures, title=title)

@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from fgkd_jax.cli.options import build, to_dict
+from fgkd_jax.data.detection_pipeline import DetectionOptions
 from fgkd_jax.data.options import DataOptions
+from fgkd_jax.data.text import TextOptions
 from fgkd_jax.errors import UserError, nearest
 from fgkd_jax.methods import METHODS
 from fgkd_jax.protocols import Method
@@ -13,6 +15,9 @@ from fgkd_jax.train.checkpoint import CheckpointOptions
 from fgkd_jax.train.loop import TrainOptions
 from fgkd_jax.train.optim import OptimOptions
 from fgkd_jax.train.sharding import MeshOptions
+
+DATA_OPTIONS: Mapping[str, type] = {"detection": DetectionOptions}
+"""Class of `config.data` by the method's task; `DataOptions` for every other task."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +86,7 @@ class Experiment:
 
     Attributes:
       method: the method's options.
-      data: data set, sizes and augmentation.
+      data: data set, sizes and augmentation; which options there are depends on the method's task.
       optim: optimiser, schedule, rules over parameter names.
       train: length and intervals.
       checkpoint: how often, how many, chosen by what.
@@ -93,7 +98,7 @@ class Experiment:
     """
 
     method: Method
-    data: DataOptions
+    data: DataOptions | DetectionOptions
     optim: OptimOptions = dataclasses.field(default_factory=OptimOptions)
     train: TrainOptions = dataclasses.field(default_factory=TrainOptions)
     checkpoint: CheckpointOptions = dataclasses.field(default_factory=CheckpointOptions)
@@ -104,8 +109,19 @@ class Experiment:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        expected = DATA_OPTIONS.get(self.method.task, DataOptions)
+        if not isinstance(self.data, expected):
+            raise UserError(
+                f"data is {type(self.data).__name__}, but the method's task is "
+                f"{self.method.task!r}; expected {expected.__name__}"
+            )
         if not self.features.views:
             return
+        if isinstance(self.data, DetectionOptions):
+            raise UserError(
+                f"features.views is {self.features.views}, but features of scenes with boxes are "
+                "not stored; expected 0"
+            )
         if not getattr(self.method, "frozen_stages", 0):
             raise UserError(
                 f"features.views is {self.features.views}, but the method has no frozen stages; "
@@ -123,6 +139,40 @@ class Experiment:
                     "be recoloured; expected 0 with features.views"
                 )
 
+    @property
+    def text(self) -> TextOptions | None:
+        """What is read of captions; None where none are."""
+        return self.data.text if isinstance(self.data, DataOptions) else None
+
+    @property
+    def extra_keys(self) -> tuple[str, ...]:
+        """Annotations that batches carry besides what the task needs."""
+        return self.data.extra_keys if isinstance(self.data, DataOptions) else ()
+
+    @property
+    def meta_fraction(self) -> float:
+        """Share of the training images that are set apart for second steps."""
+        return self.data.meta_fraction if isinstance(self.data, DataOptions) else 0.0
+
+    def images(self, reader: str) -> DataOptions:
+        """Returns the options of images with one label.
+
+        Args:
+          reader: what reads them, for the message.
+
+        Returns:
+          The options of the data.
+
+        Raises:
+          UserError: the experiment reads scenes with boxes.
+        """
+        if not isinstance(self.data, DataOptions):
+            raise UserError(
+                f"{reader} reads images with one label; the config is of {self.data.dataset}, "
+                "scenes with boxes"
+            )
+        return self.data
+
 
 def parse_experiment(values: Mapping[str, Any]) -> Experiment:
     """Builds an experiment from nested dictionaries.
@@ -138,6 +188,10 @@ def parse_experiment(values: Mapping[str, Any]) -> Experiment:
     """
     values = dict(values)
     method = parse_method(values.pop("method", None), path="config.method")
+    if isinstance(values.get("data"), Mapping):
+        # Told here, where the task is known, which options there are.
+        kind: Any = DATA_OPTIONS.get(method.task, DataOptions)
+        values["data"] = build(kind, values["data"], path="config.data")
     return build(
         Experiment,
         {"method": method, **values},

@@ -104,6 +104,7 @@ def write_network(
 
     from fgkd_jax import __version__
     from fgkd_jax.cli.experiment import method_to_dict
+    from fgkd_jax.data.detection_pipeline import DetectionOptions
     from fgkd_jax.train.weight_files import save_arrays
 
     method = restored.trainer.run.method
@@ -114,15 +115,16 @@ def write_network(
     # What predicts is exported: the moving average, where there is one.
     exported = method.export(jax.device_get(restored.state.variables(ema=True)), network=network)
     described = method_to_dict(exported.method)
-    rows, columns = exported.image_size or data.size
+    with_boxes = isinstance(data, DetectionOptions)
+    rows, columns = exported.image_size or (data.buckets[0] if with_boxes else data.size)
     metadata = {
         "format": FORMAT,
         "method": described,
         "names": names,
         "image_size": [rows, columns],
-        "eval_geometry": data.eval_geometry,
+        "eval_geometry": "fit" if with_boxes else data.eval_geometry,
         "class_names": list(info.class_names),
-        **({"vocabulary": list(info.vocabulary.words)} if data.text and info.vocabulary else {}),
+        **_words(restored),
         "trained": {
             "data": info.name,
             "method": method_to_dict(restored.trainer.run.method)["name"],
@@ -142,9 +144,22 @@ def write_network(
     )
 
 
+def _words(restored: Any) -> dict[str, Any]:
+    """The vocabulary that the network's phrases are numbered by, where it reads any."""
+    vocabulary = restored.dataset.info.vocabulary
+    reads = restored.experiment.text is not None and vocabulary is not None
+    return {"vocabulary": list(vocabulary.words)} if reads else {}
+
+
 def _named(variables: Variables, names: str) -> Mapping[str, Any]:
     from fgkd_jax.train.pretrained import named_arrays, to_torch_state_dict
 
+    others = sorted(set(variables["params"]) - {"backbone", "head"})
+    if names == "torch" and others:
+        raise UserError(
+            f"--names is torch, but the network has a part '{others[0]}', which has no name there; "
+            "expected jax"
+        )
     return {"jax": named_arrays, "torch": to_torch_state_dict}[names](variables)
 
 

@@ -139,7 +139,7 @@ def describe(hint: Any) -> str:
     if origin is Literal:
         return "one of " + ", ".join(repr(arg) for arg in args)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(describe(arg) for arg in args)
+        return " or ".join(dict.fromkeys(describe(arg) for arg in args))
     if hint is type(None):
         return "None"
     if origin is tuple:

@@ -1,4 +1,4 @@
-"""Pictures of what a method looks at: where it samples, which blocks it locates."""
+"""Pictures of what a method looks at or finds: samples, blocks, objects."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 
 from fgkd_jax.errors import UserError
+from fgkd_jax.evaluation import FoundBoxes
 
 MIN_SIDE = 512
 """Pictures with lines or maps on them are enlarged to at least this side, in pixels."""
@@ -83,6 +84,47 @@ def located_blocks(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
             place = (x0 + 6, y0 + 24)
             cv2.putText(picture, str(stage), place, cv2.FONT_HERSHEY_SIMPLEX, 0.7, YELLOW, 2)
     return picture
+
+
+def framed_objects(image: np.ndarray, found: FoundBoxes, *, names: Sequence[str]) -> np.ndarray:
+    """Frames objects, with class and score, in a colour for each class; the surest on top.
+
+    Args:
+      image: uint8 [h, w, 3], RGB.
+      found: in pixels of the image.
+      names: of the classes.
+
+    Returns:
+      uint8 [H, W, 3], RGB, at least `MIN_SIDE` pixels wide and high.
+    """
+    picture = _enlarged(image)
+    factor = picture.shape[0] / image.shape[0]
+    for place in np.argsort(found.scores, kind="stable"):
+        label = int(found.labels[place])
+        colour = _class_colour(label)
+        x0, y0, x1, y1 = np.round(found.boxes[place] * factor).astype(int).tolist()
+        cv2.rectangle(picture, (x0, y0), (max(x0, x1 - 1), max(y0, y1 - 1)), colour, 2)
+        text = f"{_ascii(names[label])} {found.scores[place]:.2f}"
+        (width, height), base = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.5, 1)
+        top = max(0, y0 - height - base)
+        cv2.rectangle(picture, (x0, top), (x0 + width, top + height + base), colour, cv2.FILLED)
+        corner = (x0, top + height + base // 2)
+        cv2.putText(picture, text, corner, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1)
+    return picture
+
+
+def _class_colour(label: int) -> tuple[int, int, int]:
+    """Bright, and far from the colours of the labels next to it."""
+    golden_angle = 137.5
+    hue = np.uint8(label * golden_angle % 360 / 2)  # OpenCV halves hues, to fit into a byte
+    hsv = np.array([[[hue, 180, 255]]], np.uint8)
+    red, green, blue = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0].tolist()
+    return red, green, blue
+
+
+def _ascii(name: str) -> str:
+    """The name as OpenCV's font can write it."""
+    return name.encode("ascii", "replace").decode()
 
 
 def draw(image: np.ndarray, explained: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""`fgkd predict`: classifies image files with a run."""
+"""`fgkd predict`: classifies image files with a run, or finds objects in them."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,10 +17,12 @@ their probabilities. Images are prepared as in the run's evaluation. A method th
 also writes, for each of them, what it looked at: the attention over the image, the grid of sampled
 rows and columns, the sampled structure image and a detail image. One that locates blocks frames
 them on the image; with --caption it is given a text, and its phrases are printed with the weight
-that each stage gives them.
+that each stage gives them. A detector frames what it finds on the image, with class and score, and
+writes it as JSON beside the picture.
 
   fgkd predict --workdir runs/birds photo.jpg other.png
   fgkd predict --workdir runs/pma --caption "a red bird with black wings" photo.jpg
+  fgkd predict --workdir runs/detector --threshold 0.5 photo.jpg
 """
 
 
@@ -36,10 +38,19 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "caption", None, "what is said of every image, for a method that reads", flag_values=values
     )
+    flags.DEFINE_float(
+        "threshold",
+        0.3,
+        "of a detector: least score of what is drawn and printed",
+        lower_bound=0.0,
+        upper_bound=1.0,
+        flag_values=values,
+    )
     flags.DEFINE_string(
         "pictures",
         None,
-        "folder for pictures of what was looked at; WORKDIR/pictures by default, none for none",
+        "folder for pictures of what was looked at or found; WORKDIR/pictures by default, none for "
+        "none",
         flag_values=values,
     )
 
@@ -57,7 +68,8 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
     Raises:
       UserError: a file is missing or not an image, or the workdir holds no checkpoint.
     """
-    from fgkd_jax.cli import pictures, results
+    from fgkd_jax.cli import detections, pictures, results
+    from fgkd_jax.evaluation import DetectionEvaluator
 
     workdir = require(values, "workdir", command="predict")
     if not arguments:
@@ -69,6 +81,18 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
     names = restored.dataset.info.class_names
     folder = get(values, "pictures") or str(Path(workdir) / "pictures")
     caption = get(values, "caption")
+    if isinstance(restored.trainer.run.evaluator, DetectionEvaluator):
+        if caption is not None:
+            raise UserError(f"--caption is {caption!r}, but the run reads no text; expected none")
+        lines = detections.show_files(
+            restored,
+            arguments,
+            threshold=get(values, "threshold"),
+            folder=folder,
+            as_json=get(values, "json"),
+        )
+        print("\n".join(lines))
+        return 0
     predictions = results.predict_files(
         restored, arguments, explain=folder != "none" or caption is not None, caption=caption
     )

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import platform as host
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from fgkd_jax.train.loop import Trainer, check_same_inputs
 from fgkd_jax.train.sharding import MeshOptions, put_batch
 from fgkd_jax.train.state import TrainState, abstract_like
 from fgkd_jax.train.writers import summary_table
-from fgkd_jax.typing import Batch
+from fgkd_jax.typing import Batch, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +113,12 @@ def restore(workdir: str, *, checkpoint: str, data_dir: str | None = None) -> Re
 
 
 def evaluate_checkpoints(
-    trainer: Trainer, state: TrainState, checkpointer: Checkpointer, experiment: Experiment
+    trainer: Trainer,
+    state: TrainState,
+    checkpointer: Checkpointer,
+    experiment: Experiment,
+    *,
+    keep: Callable[[str, str, PyTree], None] = lambda split, checkpoint, counts: None,
 ) -> list[dict[str, Any]]:
     """Evaluates the last state, and the one that was best on validation.
 
@@ -122,6 +127,7 @@ def evaluate_checkpoints(
       state: the state after the last step.
       checkpointer: knows the best one.
       experiment: says which split is reported.
+      keep: is called with split, name of the checkpoint and counts of each evaluation.
 
     Returns:
       One entry per split and checkpoint: `split`, `checkpoint`, `step`, `figures`.
@@ -137,16 +143,14 @@ def evaluate_checkpoints(
         best = None
     if best is not None and best[1] != experiment.train.steps:
         states.append(("best", best[1], state.with_saved(best[0])))
-    return [
-        {
-            "split": split,
-            "checkpoint": name,
-            "step": step,
-            "figures": trainer.evaluate(candidate, split),
-        }
-        for name, step, candidate in states
-        for split in splits
-    ]
+    results = []
+    for name, step, candidate in states:
+        for split in splits:
+            counts = trainer.count(candidate, split)
+            keep(split, name, counts)
+            figures = trainer.run.evaluator.finalise(counts)
+            results.append({"split": split, "checkpoint": name, "step": step, "figures": figures})
+    return results
 
 
 def results_table(results: Sequence[Mapping[str, Any]]) -> str:
@@ -256,7 +260,8 @@ def predict_files(
     )
     files = SplitSources(described, {"files": _Files(tuple(paths), caption)})
     # An image that cannot be read must not shift the rows of those behind it.
-    options = dataclasses.replace(restored.experiment.data, on_corrupt="raise", extra_keys=())
+    images = restored.experiment.images("fgkd predict of classes")
+    options = dataclasses.replace(images, on_corrupt="raise", extra_keys=())
     if caption is None:
         options = dataclasses.replace(options, text=None)
     elif options.text is None:

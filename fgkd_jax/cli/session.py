@@ -14,18 +14,16 @@ from fgkd_jax.cli.batch_spec import batch_spec
 from fgkd_jax.cli.described import chained, describe, described_sizes
 from fgkd_jax.cli.experiment import Experiment
 from fgkd_jax.cli.feature_cache import cached_feed
+from fgkd_jax.cli.feeds import PipelineFeed
 from fgkd_jax.cli.weights import VOCABULARY, say, weight_hashes, weights_overlay
 from fgkd_jax.cli.workdir import CHECKPOINT_FOLDER, LEFT_OUT_FILE, read_json, write_json
 from fgkd_jax.data.base import Dataset, labels_and_ids
+from fgkd_jax.data.boxes import DetectionDataset
 from fgkd_jax.data.captions import with_text
 from fgkd_jax.data.class_groups import class_groups
+from fgkd_jax.data.detection_pipeline import DetectionOptions
 from fgkd_jax.data.options import DataOptions
-from fgkd_jax.data.pipeline import (
-    BatchIterator,
-    divide_train,
-    eval_iterator,
-    train_iterator,
-)
+from fgkd_jax.data.pipeline import divide_train
 from fgkd_jax.data.registry import open_dataset
 from fgkd_jax.data.word_vectors import with_word_vectors
 from fgkd_jax.errors import UserError, nearest
@@ -67,70 +65,6 @@ def _has_platform(platform: str) -> bool:
         return False
 
 
-@dataclasses.dataclass(frozen=True)
-class PipelineFeed:
-    """Batches of a data set, as the training loop asks for them.
-
-    Attributes:
-      dataset: the data set.
-      options: sizes and augmentation.
-      batch_size: examples of a global training batch.
-      eval_batch_size: examples of a global evaluation batch.
-      seed: seeds order and augmentation.
-      corrupt: reason by file name, of the images that the batches so far left out.
-    """
-
-    dataset: Dataset
-    options: DataOptions
-    batch_size: int
-    eval_batch_size: int
-    seed: int
-    corrupt: dict[str, str] = dataclasses.field(default_factory=dict)
-
-    def train(self, start_step: int, *, split: str = "train") -> BatchIterator:
-        """Yields this process's share of the training batches from a step on, without end.
-
-        Args:
-          start_step: index of the first batch.
-          split: `train`, or `meta` for those of second steps.
-
-        Returns:
-          Batches.
-        """
-        batches = train_iterator(
-            self.dataset,
-            self.options,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            start_step=start_step,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            split=split,
-        )
-        batches.corrupt = self.corrupt
-        return batches
-
-    def evaluation(self, split: str) -> BatchIterator:
-        """Yields this process's share of the batches of a split, in order.
-
-        Args:
-          split: name of the split.
-
-        Returns:
-          Batches, padded with `mask` False.
-        """
-        batches = eval_iterator(
-            self.dataset,
-            split,
-            self.options,
-            batch_size=self.eval_batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-        batches.corrupt = self.corrupt
-        return batches
-
-
 def method_for(experiment: Experiment, dataset: Dataset) -> Method:
     """Completes a method's options with what only the data set knows.
 
@@ -151,7 +85,7 @@ def method_for(experiment: Experiment, dataset: Dataset) -> Method:
     if isinstance(method, IndexedMethod):
         known["num_examples"] = dataset.info.splits["train"]
     if isinstance(method, TextMethod):
-        if dataset.info.vocabulary is None or experiment.data.text is None:
+        if dataset.info.vocabulary is None or experiment.text is None:
             raise UserError(
                 "the method reads phrases, but data.text is None; expected options of text"
             )
@@ -195,7 +129,7 @@ def open_run(experiment: Experiment, *, dataset: Dataset) -> Run:
     method = method_for(experiment, dataset)
     train = experiment.train
     evaluator = EVALUATORS[method.task](
-        dataset.info, experiment.data.extra_keys, getattr(method, "num_networks", 1)
+        dataset.info, experiment.extra_keys, getattr(method, "num_networks", 1)
     )
     if experiment.report.unseen_offset:
         evaluator = calibrated(evaluator, offset=experiment.report.unseen_offset)
@@ -219,7 +153,7 @@ def open_run(experiment: Experiment, *, dataset: Dataset) -> Run:
         method=method,
         evaluator=evaluator,
         feed=images,
-        meta_feed=partial(images.train, split="meta") if experiment.data.meta_fraction else None,
+        meta_feed=partial(images.train, split="meta") if experiment.meta_fraction else None,
         spec=batch_spec(info, experiment.data, batch_size=train.batch_size),
         mesh=make_mesh(experiment.mesh),
         placement=experiment.mesh,
@@ -247,14 +181,14 @@ def open_run(experiment: Experiment, *, dataset: Dataset) -> Run:
 def _vocabulary_hash(experiment: Experiment, dataset: Dataset) -> dict[str, str]:
     """The hash by which a run knows its numbers of words again, where words are read."""
     vocabulary = dataset.info.vocabulary
-    return {VOCABULARY: vocabulary.fingerprint} if experiment.data.text and vocabulary else {}
+    return {VOCABULARY: vocabulary.fingerprint} if experiment.text and vocabulary else {}
 
 
 def _check_meta(experiment: Experiment, method: Method) -> None:
     """Raises where images are set apart for second steps that are never taken."""
-    if experiment.data.meta_fraction and not getattr(method, "meta_every", 0):
+    if experiment.meta_fraction and not getattr(method, "meta_every", 0):
         raise UserError(
-            f"data.meta_fraction is {experiment.data.meta_fraction}; expected 0, as the method "
+            f"data.meta_fraction is {experiment.meta_fraction}; expected 0, as the method "
             "takes no second steps"
         )
 
@@ -326,14 +260,36 @@ def open_data(experiment: Experiment) -> Dataset:
 
     Returns:
       The data set; drawn first where it is one that the project draws itself.
+
+    Raises:
+      UserError: it cannot be opened, or its images have boxes where the method needs labels, or
+        labels where it needs boxes.
     """
     options = experiment.data
     dataset = open_dataset(options.dataset, data_dir=options.data_dir)
+    _check_kind(dataset, with_boxes=isinstance(options, DetectionOptions))
+    if isinstance(options, DetectionOptions):
+        return dataset
     if options.text is not None:
         dataset = with_text(dataset, options.text)
     if options.word_vectors:
         dataset = with_word_vectors(dataset, options.word_vectors)
     return divide_train(dataset, options)
+
+
+def _check_kind(dataset: Dataset, *, with_boxes: bool) -> None:
+    """Raises where a method for scenes is given labelled images, or the other way round."""
+    if with_boxes == isinstance(dataset, DetectionDataset):
+        return
+    name = dataset.info.name
+    if with_boxes:
+        raise UserError(
+            f"data.dataset is '{name}', whose images have no boxes; expected a data set for "
+            "detection, such as coco_json or voc_xml"
+        )
+    raise UserError(
+        f"data.dataset is '{name}', scenes with boxes; expected images with one label each"
+    )
 
 
 def check_batches(experiment: Experiment, dataset: Dataset) -> None:
@@ -346,13 +302,14 @@ def check_batches(experiment: Experiment, dataset: Dataset) -> None:
     Raises:
       UserError: the training images cannot be grouped by class as the options ask.
     """
-    if experiment.data.images_per_class:
-        for split in ("train", "meta") if experiment.data.meta_fraction else ("train",):
+    options = experiment.data
+    if isinstance(options, DataOptions) and options.images_per_class:
+        for split in ("train", "meta") if options.meta_fraction else ("train",):
             class_groups(
                 dataset.source(split),
                 dataset.info,
                 batch_size=experiment.train.batch_size,
-                images_per_class=experiment.data.images_per_class,
+                images_per_class=options.images_per_class,
                 seed=experiment.seed,
             )
 

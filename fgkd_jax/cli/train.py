@@ -13,7 +13,8 @@ from fgkd_jax.errors import NonFiniteError, UserError
 DESCRIPTION = """\
 Trains a method on a data set, both named by a config. Everything the run makes goes into the
 workdir: checkpoints/, metrics.jsonl (one JSON object per line), config.json and, at the end,
-summary.json and, for a method that matches the stages of networks, pictures/. The same command
+summary.json and, for a method that matches the stages of networks, pictures/, for a detector
+detections/ in COCO's format. The same command
 again continues a run that was stopped, from its newest checkpoint; a workdir that belongs to
 another config is left alone.
 
@@ -148,7 +149,7 @@ def run_experiment(experiment: Any, *, workdir: str, job: Any = None) -> dict[st
             "data": {"name": dataset.info.name, "fingerprint": dataset.info.fingerprint},
             "seed": experiment.seed,
             "step": experiment.train.steps,
-            "results": results.evaluate_checkpoints(trainer, state, checkpointer, experiment),
+            "results": _evaluate(trainer, state, checkpointer, experiment, workdir),
             "images_left_out": left_out(),
             "pictures": on_primary(lambda: _draw(experiment, workdir)),
             "versions": results.versions(),
@@ -160,6 +161,17 @@ def run_experiment(experiment: Any, *, workdir: str, job: Any = None) -> dict[st
         }
     on_primary(lambda: folder.write_json(Path(workdir) / folder.SUMMARY_FILE, summary))
     return summary
+
+
+def _evaluate(
+    trainer: Any, state: Any, checkpointer: Any, experiment: Any, workdir: str
+) -> list[dict[str, Any]]:
+    """Evaluates what came out, and keeps what was detected, if anything was."""
+    from fgkd_jax.cli import results
+    from fgkd_jax.cli.detections import detection_writer
+
+    keep = detection_writer(workdir, trainer.run.feed.dataset)
+    return results.evaluate_checkpoints(trainer, state, checkpointer, experiment, keep=keep)
 
 
 def _draw(experiment: Any, workdir: str) -> list[str]:
@@ -196,6 +208,11 @@ def render_summary(summary: dict[str, Any]) -> str:
         f"seed {summary['seed']}, {timing['seconds']:.0f} s{resumed}",
         results_table(summary["results"]),
     ]
+    if timing["train_step_compilations"] > 1:
+        lines.append(
+            f"{timing['train_step_compilations']} compilations of the training step, one for each "
+            "size of images"
+        )
     if left_out:
         names = ", ".join(list(left_out)[:5]) + (", ..." if len(left_out) > 5 else "")
         lines.append(f"{len(left_out)} images could not be read and were left out: {names}")

@@ -104,7 +104,7 @@ def check_teacher(experiment: Experiment, dataset: Dataset) -> None:
         )
     metadata = load_metadata(path)
     known, words = metadata.get("class_names"), metadata.get("vocabulary")
-    if words and dataset.info.vocabulary and experiment.data.text:
+    if words and dataset.info.vocabulary and experiment.text:
         theirs = Vocabulary(tuple(words)).fingerprint
         check_vocabulary(dataset.info.vocabulary, theirs, owner=f"the teacher {path}")
     for i, (their, ours) in enumerate(zip(known or (), dataset.info.class_names, strict=False)):
@@ -129,7 +129,7 @@ def check_words(checkpointer: Checkpointer, dataset: Dataset, experiment: Experi
       UserError: the newest checkpoint was made with another vocabulary.
     """
     vocabulary, steps = dataset.info.vocabulary, checkpointer.steps()
-    if experiment.data.text is None or vocabulary is None or not steps:
+    if experiment.text is None or vocabulary is None or not steps:
         return
     try:
         stored = checkpointer.metadata(steps[-1])

@@ -7,6 +7,7 @@ import numpy as np
 
 from fgkd_jax.data.base import DatasetInfo, SplitSources
 from fgkd_jax.data.class_descriptions import ClassDescriptions
+from fgkd_jax.data.detection_pipeline import DetectionOptions
 from fgkd_jax.data.options import DataOptions
 from fgkd_jax.data.vocabulary import Vocabulary
 
@@ -31,6 +32,7 @@ class DatasetSizes:
 SIZES: Mapping[str, DatasetSizes] = {
     "procedural_birds/classification": DatasetSizes(24, 1920),
     "procedural_birds/tiny": DatasetSizes(24, 48),
+    "procedural_birds/detection": DatasetSizes(8, 800),
     "procedural_birds/zero_shot": DatasetSizes(48, 2160, num_attributes=57, word_size=49),
     "cub200_2011": DatasetSizes(200, 5994),
     "cub200_2011/zero_shot": DatasetSizes(200, 7057, num_attributes=312, word_size=300),
@@ -39,6 +41,8 @@ SIZES: Mapping[str, DatasetSizes] = {
     "xlsa17/AWA2": DatasetSizes(50, 23527, num_attributes=85, word_size=300),
     "cifar10": DatasetSizes(10, 50_000),
     "cifar100": DatasetSizes(100, 50_000),
+    "coco2017": DatasetSizes(80, 118_287),
+    "voc0712": DatasetSizes(20, 16_551),
     "flowers102": DatasetSizes(102, 1020),
     "fgvc_aircraft": DatasetSizes(100, 3334),
     "fgvc_aircraft/trainval": DatasetSizes(100, 6667),
@@ -56,7 +60,7 @@ WORDS = 5000
 """Words of captions, where nobody has counted them yet: of the order of CUB's."""
 
 
-def sized_dataset(options: DataOptions, sizes: DatasetSizes) -> SplitSources:
+def sized_dataset(options: DataOptions | DetectionOptions, sizes: DatasetSizes) -> SplitSources:
     """Describes a data set of given sizes, without an example in it.
 
     Args:
@@ -67,8 +71,11 @@ def sized_dataset(options: DataOptions, sizes: DatasetSizes) -> SplitSources:
       A description with invented names of classes, attributes and words, and no source. The number
       of training images after a division is that of the whole, not of each class by itself.
     """
-    kept = (1 - options.validation_fraction) * (1 - options.meta_fraction) * options.train_fraction
     names = tuple(f"class {i}" for i in range(sizes.num_classes))
+    if isinstance(options, DetectionOptions):
+        scenes = DatasetInfo(options.dataset, class_names=names, splits={"train": sizes.train})
+        return SplitSources(scenes, {})
+    kept = (1 - options.validation_fraction) * (1 - options.meta_fraction) * options.train_fraction
     words = tuple(f"word {i}" for i in range(WORDS - 2))  # two numbers stand for no word
     info = DatasetInfo(
         name=options.dataset,

@@ -2,8 +2,8 @@
 
 `EVALUATORS` maps a method's task to a function that makes the evaluator which reads its
 predictions: `make(info, extra_keys, networks)`, `info` describing the data set (`num_classes`,
-`groupings`, `separating_parts`, `descriptions`, `splits`), `extra_keys` naming the annotations that
-batches carry, and `networks` counting the networks that a method trains together.
+`class_names`, `groupings`, `separating_parts`, `descriptions`, `splits`), `extra_keys` naming the
+annotations that batches carry, and `networks` counting the networks that a method trains together.
 """
 
 import dataclasses
@@ -21,6 +21,12 @@ from fgkd_jax.evaluation.detection import (
     background_false_positives,
     mean_precision,
     voc_precision,
+)
+from fgkd_jax.evaluation.detector import (
+    DetectionEvaluator,
+    ScenePredictions,
+    coco_annotations,
+    coco_detections,
 )
 from fgkd_jax.evaluation.mutual import MutualEvaluator
 from fgkd_jax.evaluation.paired import PairedDifference, paired_bootstrap
@@ -88,6 +94,11 @@ def _zero_shot(info: Any, extra_keys: Collection[str], networks: int) -> ZeroSho
     )
 
 
+def _detection(info: Any, extra_keys: Collection[str], networks: int) -> DetectionEvaluator:
+    del extra_keys, networks
+    return DetectionEvaluator(class_names=info.class_names)
+
+
 EVALUATORS: Mapping[str, Callable[[Any, Collection[str], int], Evaluator]] = {
     "classification": _classification,
     "sampled_classification": _sampling,
@@ -95,6 +106,7 @@ EVALUATORS: Mapping[str, Callable[[Any, Collection[str], int], Evaluator]] = {
     "block_classification": _blocks,
     "bimodal": _bimodal,
     "zero_shot": _zero_shot,
+    "detection": _detection,
 }
 
 __all__ = [
@@ -106,16 +118,20 @@ __all__ = [
     "ClassificationEvaluator",
     "CocoPrecision",
     "Decisions",
+    "DetectionEvaluator",
     "FoundBoxes",
     "MutualEvaluator",
     "PairedDifference",
     "SamplingEvaluator",
+    "ScenePredictions",
     "SeenUnseenCurve",
     "TrueBoxes",
     "ZeroShotEvaluator",
     "background_false_positives",
     "calibrated",
     "choose_offset",
+    "coco_annotations",
+    "coco_detections",
     "coco_precision",
     "decisions",
     "fit_ridges",

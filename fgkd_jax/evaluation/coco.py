@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import importlib.util
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -30,6 +31,11 @@ class CocoPrecision(NamedTuple):
     figures: dict[str, float]
     precision: np.ndarray
     recall: np.ndarray
+
+
+def coco_is_installed() -> bool:
+    """Tells whether COCO's tool is there."""
+    return importlib.util.find_spec("pycocotools") is not None
 
 
 def coco_precision(

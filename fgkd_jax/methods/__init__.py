@@ -2,6 +2,7 @@
 
 from fgkd_jax.methods.afd import AFD
 from fgkd_jax.methods.classifier import Classifier
+from fgkd_jax.methods.faster_rcnn import FasterRCNN
 from fgkd_jax.methods.kd import KD
 from fgkd_jax.methods.lmcl import LMCL
 from fgkd_jax.methods.lmcl_bank import LMCLBank
@@ -12,11 +13,13 @@ from fgkd_jax.methods.msdn import MSDN
 from fgkd_jax.methods.pma import PMA, PMAVision
 from fgkd_jax.methods.pma_student import PMAStudent
 from fgkd_jax.methods.pma_text import PMAText
+from fgkd_jax.methods.retinanet import RetinaNet
 from fgkd_jax.methods.tasn import TASN
 
 METHODS = {
     "afd": AFD,
     "classifier": Classifier,
+    "faster_rcnn": FasterRCNN,
     "kd": KD,
     "lmcl": LMCL,
     "lmcl_bank": LMCLBank,
@@ -28,6 +31,7 @@ METHODS = {
     "pma_student": PMAStudent,
     "pma_text": PMAText,
     "pma_vision": PMAVision,
+    "retinanet": RetinaNet,
     "tasn": TASN,
 }
 """Methods by the name that a config gives as `method.name`."""
@@ -42,10 +46,12 @@ __all__ = [
     "PMA",
     "TASN",
     "Classifier",
+    "FasterRCNN",
     "LMCLBank",
     "MCLBank",
     "MCLMoCo",
     "PMAStudent",
     "PMAText",
     "PMAVision",
+    "RetinaNet",
 ]

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fgkd_jax.errors import Preempted, UserError
-from fgkd_jax.protocols import Evaluator, Method
+from fgkd_jax.protocols import CollectingEvaluator, Evaluator, Method
 from fgkd_jax.train import optim
 from fgkd_jax.train.checkpoint import Checkpointer
 from fgkd_jax.train.init import Overlay, initial_state
@@ -189,11 +189,30 @@ class Trainer:
         return self.run.evaluator.finalise(self.count(state, split))
 
     def count(self, state: TrainState, split: str) -> PyTree:
-        """Runs a state over every example of a split; `evaluate` makes figures of these counts."""
-        counts = put_everywhere(self.run.evaluator.empty(), mesh=self.run.mesh)
+        """Runs a state over every example of a split; `evaluate` makes figures of these counts.
+
+        Args:
+          state: on the devices.
+          split: name of the split.
+
+        Returns:
+          What `finalise` of the evaluator takes.
+        """
+        evaluator = self.run.evaluator
+        counts = put_everywhere(evaluator.empty(), mesh=self.run.mesh)
+        collects = isinstance(evaluator, CollectingEvaluator)
+        collected: list[PyTree] = []
         with contextlib.closing(self.run.feed.evaluation(split)) as batches:
             for batch in batches:
-                counts = self.eval_step(state, counts, put_batch(batch, mesh=self.run.mesh))
+                new = self.eval_step(state, counts, put_batch(batch, mesh=self.run.mesh))
+                if collects:
+                    # One batch late, so that the device has the next one to work on.
+                    collected[-1:] = jax.device_get(collected[-1:])
+                    collected.append(new)
+                else:
+                    counts = new
+        if isinstance(evaluator, CollectingEvaluator):
+            return evaluator.collect(jax.device_get(collected))
         return counts
 
 

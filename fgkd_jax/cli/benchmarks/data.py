@@ -195,7 +195,7 @@ def cases(request: Request) -> Iterator[Case]:
       UserError: the data set is missing, or the pipeline would use several processes.
     """
     experiment = request.config
-    options = experiment.data
+    options = experiment.images("fgkd bench data")
     if options.num_workers:
         raise UserError(
             f"config.data.num_workers is {options.num_workers}; fgkd bench data compares threads "

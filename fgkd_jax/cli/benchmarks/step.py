@@ -128,7 +128,8 @@ def make_trainer(experiment: Experiment) -> Trainer:
       UserError: the batch does not divide by the devices.
     """
     method: Any = experiment.method
-    spec = image_spec(experiment.data, batch_size=experiment.train.batch_size)
+    data = experiment.images("fgkd bench step")
+    spec = image_spec(data, batch_size=experiment.train.batch_size)
     batch = random_batch(spec, num_classes=method.num_classes)
     run = Run(
         method=method,
@@ -211,7 +212,7 @@ def _sizes(experiment: Experiment, variables: Any, *, devices: int) -> dict[str,
     method: Any = experiment.method
     return {
         "batch_size": experiment.train.batch_size,
-        "image_size": list(experiment.data.size),
+        "image_size": list(experiment.images("fgkd bench step").size),
         "classes": method.num_classes,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
         "backbone": dict(getattr(method, "backbone", {})),

@@ -1,0 +1,37 @@
+"""fgkd train --config configs/faster_rcnn_voc.py --workdir runs/faster_rcnn_voc --config.data.data_dir=VOC --config.pretrained.path=WEIGHTS
+
+Faster R-CNN with a feature pyramid on ResNet-50, trained on VOC 2007 and 2012 trainval as the
+released detectors of DeFeat are, tested on VOC 2007. VOC is one folder with the images,
+annotations and lists of both years, of VOC 2007 alone the list `test.txt`; WEIGHTS a file of
+torchvision's ResNet-50. `:resnet101` is the teacher there, at twice the rate.
+"""
+
+from fgkd_jax.cli.detection_recipes import (
+    BUCKETS,
+    PUBLISHED,
+    photographs_with_boxes,
+    voc_run,
+)
+from fgkd_jax.errors import UserError, nearest
+
+LEARNING_RATES = {"resnet50": 0.01, "resnet101": 0.02}
+
+
+def get_config(backbone="resnet50"):
+    """Returns the config.
+
+    Args:
+      backbone: a key of `LEARNING_RATES`.
+    """
+    if backbone not in LEARNING_RATES:
+        hint = nearest(backbone, LEARNING_RATES)
+        raise UserError(f"faster_rcnn_voc has no variant {backbone!r}{hint}")
+    return photographs_with_boxes(
+        {"name": "faster_rcnn", "backbone": {**PUBLISHED["backbone"], "name": backbone}},
+        voc_run(learning_rate=LEARNING_RATES[backbone]),
+        data={"dataset": "voc_xml/trainval", "buckets": BUCKETS["voc"]},
+        report={
+            "title": f"Faster R-CNN, {backbone}, VOC 2007 + 2012",
+            "figures": ("voc07_AP50", "AP", "background_false_positives"),
+        },
+    )

@@ -1,0 +1,236 @@
+"""What the configs of object detection have in common."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from fgkd_jax.cli.recipes import NO_RUN
+
+COCO_IMAGES = 118_287
+"""Training images of COCO 2017."""
+
+VOC_IMAGES = 16_551
+"""Images of VOC 2007 trainval and VOC 2012 trainval together."""
+
+COCO_FIGURES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+VOC_FIGURES = ("voc_AP50", "background_false_positives")
+
+PUBLISHED: Mapping[str, Any] = {
+    "backbone": {"name": "resnet50", "frozen_norm": ".", "dtype": "bfloat16"},
+    "frozen_stages": 2,
+}
+"""ResNet-50 whose statistics stay those of ImageNet, its stem and first stage frozen."""
+
+NARROW_DETECTOR: Mapping[str, Any] = {
+    "backbone": {
+        "name": "resnet_narrow",
+        "stem": "imagenet",
+        "strides": (1, 2, 2, 2),
+        "width": 16,
+    },
+    "frozen_stages": 0,
+    "pyramid_features": 64,
+    "image_mean": (0.5, 0.5, 0.5),
+    "image_std": (0.25, 0.25, 0.25),
+}
+"""A narrow network that learns from random weights, in minutes."""
+
+NARROW_HEADS: Mapping[str, Mapping[str, Any]] = {
+    "dense": {"head_features": 64, "head_depth": 2, "anchor_scale": 3.0, "candidates": 300},
+    "regions": {
+        "proposal_features": 64,
+        "region_features": 256,
+        "anchor_scale": 6.0,
+        "anchor_samples": 128,
+        "region_samples": 128,
+        "train_candidates": 300,
+        "candidates": 300,
+        "proposals": 200,
+    },
+}
+"""Small heads: of a detector that predicts for every anchor, and of one that reads regions."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DetectionRun:
+    """How long a detector is trained, and how fast.
+
+    Attributes:
+      steps: of the whole run.
+      batch_size: images of a step.
+      learning_rate: at its peak.
+      warmup_steps: of the linear rise at the start.
+      drops: shares of the run after which the rate falls to a tenth.
+      clip_norm: greatest norm of the gradient; 0 never clips.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    warmup_steps: int
+    drops: tuple[float, ...]
+    clip_norm: float = 0.0
+
+    def options(self) -> dict[str, Any]:
+        """Describes SGD as mmdet's recipes have it.
+
+        Returns:
+          Options of `optim`. Everything that is trained decays, vectors too.
+        """
+        return {
+            "name": "sgd",
+            "momentum": 0.9,
+            "learning_rate": self.learning_rate,
+            "weight_decay": 1e-4,
+            "decay_vectors": True,
+            "clip_norm": self.clip_norm,
+            "schedule": "step",
+            "warmup_steps": self.warmup_steps,
+            "warmup_init": 1e-3 * self.learning_rate,
+            "step_boundaries": self.drops,
+        }
+
+
+def coco_run(*, learning_rate: float, clip_norm: float = 0.0, epochs: int = 12) -> DetectionRun:
+    """Describes mmdet's schedule for COCO: drops after two thirds and eleven twelfths.
+
+    Args:
+      learning_rate: for batches of 16.
+      clip_norm: greatest norm of the gradient.
+      epochs: 12 are its schedule "1x".
+
+    Returns:
+      The run.
+    """
+    return DetectionRun(
+        steps=epochs * COCO_IMAGES // 16,
+        batch_size=16,
+        learning_rate=learning_rate,
+        warmup_steps=500,
+        drops=(8 / 12, 11 / 12),
+        clip_norm=clip_norm,
+    )
+
+
+def voc_run(*, learning_rate: float = 0.01) -> DetectionRun:
+    """Describes the schedule of DeFeat's released detectors for VOC: 12 passes, a drop after 9.
+
+    Args:
+      learning_rate: 0.01 of the student, 0.02 of the teacher.
+
+    Returns:
+      The run.
+    """
+    return DetectionRun(
+        steps=12 * VOC_IMAGES // 16,
+        batch_size=16,
+        learning_rate=learning_rate,
+        warmup_steps=200,
+        drops=(9 / 12,),
+        clip_norm=35.0,
+    )
+
+
+def photographs_with_boxes(
+    method: Mapping[str, Any],
+    run: DetectionRun,
+    *,
+    data: Mapping[str, Any],
+    report: Mapping[str, Any],
+) -> ConfigDict:
+    """Completes a config that trains a detector on photographs from a pretrained backbone.
+
+    Args:
+      method: `name` and options.
+      run: how long, how fast.
+      data: data set and buckets.
+      report: title, split and figures of the row.
+
+    Returns:
+      The config.
+    """
+    every = max(1, run.steps // 12)
+    return ConfigDict(
+        {
+            "seed": 0,
+            "method": {**PUBLISHED, **method},
+            "data": {"num_workers": 8, "max_boxes": 100, **data},
+            "optim": run.options(),
+            "train": {
+                "steps": run.steps,
+                "batch_size": run.batch_size,
+                "eval_batch_size": run.batch_size,
+                "log_every": 50,
+                "eval_every": every,
+            },
+            "checkpoint": {"every_steps": every, "best_metric": "voc_AP50"},
+            "report": {"paper": NO_RUN, **report},
+        }
+    )
+
+
+def narrow_detector(
+    method: Mapping[str, Any],
+    *,
+    heads: str,
+    data: Mapping[str, Any],
+    steps: int,
+    report: Mapping[str, Any],
+    batch_size: int = 8,
+    learning_rate: float = 2e-3,
+) -> ConfigDict:
+    """Completes a config that trains a narrow detector on small images, in minutes.
+
+    Args:
+      method: `name` and options.
+      heads: a key of `NARROW_HEADS`.
+      data: data set, buckets and augmentation.
+      steps: of the whole run.
+      report: title of the row.
+      batch_size: of training.
+      learning_rate: at its peak.
+
+    Returns:
+      The config.
+    """
+    every = max(1, steps // 4)
+    return ConfigDict(
+        {
+            "seed": 0,
+            "method": {**NARROW_DETECTOR, **NARROW_HEADS[heads], **method},
+            "data": dict(data),
+            "optim": {
+                "name": "adamw",
+                "learning_rate": learning_rate,
+                "schedule": "cosine",
+                "warmup_steps": steps // 20,
+                "weight_decay": 1e-3,
+                "clip_norm": 10.0,
+            },
+            "train": {
+                "steps": steps,
+                "batch_size": batch_size,
+                "eval_batch_size": 16,
+                "log_every": max(1, steps // 40),
+                "eval_every": every,
+            },
+            "checkpoint": {"every_steps": every, "best_metric": "voc_AP50"},
+            "report": {
+                "paper": "none: no published figure on these data",
+                "figures": VOC_FIGURES,
+                **report,
+            },
+        }
+    )
+
+
+BUCKETS: Mapping[str, tuple[tuple[int, int], ...]] = {
+    "coco": ((800, 1344), (1344, 800)),
+    "voc": ((608, 1024), (1024, 608)),
+    "bccd": ((240, 320),),
+    "birds": ((192, 192),),
+}
+"""(height, width) of images by data set. The published recipes resize to 1333 x 800 and 1000 x 600
+and fill up to multiples of 32; here an image is made as large as its bucket."""

@@ -1,0 +1,359 @@
+"""What detectors have in common: options, images, anchors, objects, and the pyramid by itself.
+
+A detector is two functions on top of `init` and `predict`: `pyramid` makes feature maps of images,
+`losses` judges them; `loss` is the one after the other. A method that distils a detector calls the
+two with something of its own in between.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+
+from fgkd_jax.errors import UserError
+from fgkd_jax.methods.detector_network import Levels, PyramidNetwork
+from fgkd_jax.methods.image_options import ImageOptions
+from fgkd_jax.models.backbones import backbone_from, feature_shapes
+from fgkd_jax.models.stages import Backbone
+from fgkd_jax.ops.anchors import base_anchors, grid_anchors, valid_anchors
+from fgkd_jax.ops.suppression import Detections
+from fgkd_jax.protocols import Exported, LossOutput, LossTerm, Metric, split_variables
+from fgkd_jax.typing import Array, Batch, Bool, Float, Int, Key, Variables
+
+_SIDE = 256
+"""Of the image by which strides are measured: a multiple of every stride."""
+
+
+class Anchors(NamedTuple):
+    """The anchors of a pyramid.
+
+    Attributes:
+      boxes: float32 [p, 4], level after level.
+      level_sizes: anchors of each level.
+      valid: bool [b, p], False over the padding of an image.
+    """
+
+    boxes: Float[Array, "p 4"]
+    level_sizes: tuple[int, ...]
+    valid: Bool[Array, "b p"]
+
+
+class Objects(NamedTuple):
+    """What is to be found in the images of a batch.
+
+    Attributes:
+      boxes: float32 [b, g, 4], in pixels of the batch's images.
+      labels: int32 [b, g].
+      valid: bool [b, g], False at the padding, and for objects that need not be found.
+    """
+
+    boxes: Float[Array, "b g 4"]
+    labels: Int[Array, "b g"]
+    valid: Bool[Array, "b g"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Detector(ImageOptions):
+    """Options that all detectors have, and what they do alike.
+
+    Attributes, besides those of `ImageOptions`:
+      num_classes: number of classes; taken from the data set where None.
+      backbone: `name` of a backbone and its options, see `fgkd_jax.models.backbones`. By default
+        batch norms keep the statistics that they were pretrained with.
+      frozen_stages: leading backbone stages, the stem among them, that are not trained.
+      pyramid_stages: of the backbone, from fine to coarse, that the pyramid reads.
+      pyramid_features: channels of the pyramid.
+      anchor_scale: side of the smallest anchor of a level, in strides of that level.
+      anchor_octaves: sizes of anchors per level, evenly spread over one octave.
+      anchor_ratios: height over width.
+      box_weight: of the losses of box codes.
+      score_threshold: detections that score less are dropped.
+      iou_threshold: of two detections of a class that overlap more, the surer one is kept.
+      max_detections: of an image.
+    """
+
+    task: ClassVar[str] = "detection"
+
+    num_classes: int | None = None
+    backbone: Mapping[str, Any] = dataclasses.field(
+        default_factory=lambda: {"name": "resnet50", "frozen_norm": "."}
+    )
+    frozen_stages: int = 2
+    pyramid_stages: tuple[int, ...] = (1, 2, 3, 4)
+    pyramid_features: int = 256
+    anchor_scale: float = 8.0
+    anchor_octaves: int = 1
+    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    box_weight: float = 1.0
+    score_threshold: float = 0.05
+    iou_threshold: float = 0.5
+    max_detections: int = 100
+
+    def __post_init__(self) -> None:
+        count, stages = backbone_from(self.backbone).num_stages, self.pyramid_stages
+        rising = bool(stages) and stages == tuple(sorted(set(stages)))
+        if not rising or stages[0] < 0 or stages[-1] >= count:
+            self._refuse("pyramid_stages", f"rising numbers from 0 to {count - 1}")
+        if not 0 <= self.frozen_stages <= stages[-1]:
+            self._refuse("frozen_stages", f"0 to {stages[-1]}, the last of pyramid_stages")
+        for name in ("pyramid_features", "anchor_octaves", "max_detections"):
+            if getattr(self, name) < 1:
+                self._refuse(name, "at least 1")
+        if not self.anchor_scale > 0:
+            self._refuse("anchor_scale", "a number above 0")
+        if not self.box_weight >= 0:
+            self._refuse("box_weight", "at least 0")
+        if not self.anchor_ratios or min(self.anchor_ratios) <= 0:
+            self._refuse("anchor_ratios", "numbers above 0")
+        for name in ("score_threshold", "iou_threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                self._refuse(name, "in [0, 1]")
+
+    def _refuse(self, name: str, expected: str) -> None:
+        raise UserError(f"{name} is {getattr(self, name)}; expected {expected}")
+
+    @property
+    def network(self) -> PyramidNetwork:
+        """The Linen module behind the method."""
+        raise NotImplementedError
+
+    @property
+    def anchors_per_cell(self) -> int:
+        """Anchors of a cell."""
+        return self.anchor_octaves * len(self.anchor_ratios)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Pixels from one cell to the next, of every level."""
+        network = self.network
+        strides = [_stage_strides(network.backbone)[index] for index in self.pyramid_stages]
+        for _ in range(network.extra_levels):
+            strides.append(2 * strides[-1])
+        return tuple(strides)
+
+    def frozen_parameters(self) -> tuple[str, ...]:
+        """Names the parameters of the frozen stages.
+
+        Returns:
+          One regular expression per parameter.
+        """
+        if not self.frozen_stages:
+            return ()
+        shapes = jax.eval_shape(
+            lambda key, x: self.network.init(key, x, method="frozen"),
+            jax.random.key(0),
+            jax.ShapeDtypeStruct((1, _SIDE, _SIDE, 3), jnp.float32),
+        )
+        paths = traverse_util.flatten_dict(shapes["params"], sep="/")
+        return tuple(f"^{re.escape(path)}$" for path in paths)
+
+    def init(self, key: Key[Array, ""], batch: Batch) -> Variables:
+        """Initialises the network.
+
+        Args:
+          key: a typed PRNG key.
+          batch: with `image` [b, h, w, 3], of any size.
+
+        Returns:
+          `params` and, where the backbone normalises by batch statistics, `batch_stats`.
+        """
+        return self.network.init(key, self.normalize(batch["image"]))
+
+    def pyramid(
+        self, variables: Variables, batch: Batch, key: Key[Array, ""], *, train: bool
+    ) -> tuple[Levels, Variables]:
+        """Makes feature maps of images.
+
+        Args:
+          variables: as `init` returns them.
+          batch: `image` uint8 [b, h, w, 3], `valid_size` int [b, 2] and `id` int [b].
+          key: a typed PRNG key for the change of colours.
+          train: whether colour jitter and batch statistics are in training mode.
+
+        Returns:
+          The levels, from fine to coarse, and the new model state.
+        """
+        _, state, _ = split_variables(variables)
+        levels, new = self.network.apply(
+            variables,
+            self.images(batch, key, train=train),
+            train=train,
+            mutable=list(state) if train else [],
+            method="pyramid",
+        )
+        return levels, {**state, **new}
+
+    def losses(
+        self, variables: Variables, levels: Levels, batch: Batch, key: Key[Array, ""]
+    ) -> tuple[dict[str, LossTerm], dict[str, Metric]]:
+        """Computes the losses of the heads on a pyramid.
+
+        Args:
+          variables: as `init` returns them.
+          levels: as `pyramid` returns them.
+          batch: `valid_size`, `boxes`, `box_labels`, `box_mask`, `box_ignored`, `id` and `mask`.
+          key: a typed PRNG key for what is sampled.
+
+        Returns:
+          Terms per image, and figures to log.
+        """
+        raise NotImplementedError
+
+    def detect(self, variables: Variables, levels: Levels, batch: Batch) -> Detections:
+        """Finds objects on a pyramid.
+
+        Args:
+          variables: as `init` returns them.
+          levels: as `pyramid` returns them.
+          batch: with `valid_size`, where images are padded.
+
+        Returns:
+          `Detections` with a leading axis of images.
+        """
+        raise NotImplementedError
+
+    def loss(
+        self, variables: Variables, batch: Batch, key: Key[Array, ""], *, train: bool
+    ) -> LossOutput:
+        """Computes the losses of each image.
+
+        Args:
+          variables: as `init` returns them.
+          batch: of detection.
+          key: a typed PRNG key for this step.
+          train: whether colour jitter and batch statistics are in training mode.
+
+        Returns:
+          Terms, the new batch statistics, and figures to log: `dropped_boxes`, boxes per image
+          that augmentation or `max_boxes` left out, and those of `losses`.
+        """
+        colours, samples = jax.random.split(key)
+        levels, state = self.pyramid(variables, batch, colours, train=train)
+        terms, figures = self.losses(variables, levels, batch, samples)
+        dropped = (batch["dropped_boxes"].astype(jnp.float32), batch["mask"].astype(jnp.float32))
+        return terms, state, {**figures, "dropped_boxes": dropped}
+
+    def predict(self, variables: Variables, batch: Batch) -> dict[str, Array]:
+        """Finds objects.
+
+        Args:
+          variables: as `init` returns them.
+          batch: `image` uint8 [b, h, w, 3] and, where images are padded, `valid_size` int [b, 2].
+
+        Returns:
+          `boxes` [b, m, 4] in pixels of `image`, `scores` [b, m], `labels` int32 [b, m] and `valid`
+          bool [b, m]; m is `max_detections`, the surest first.
+        """
+        levels, _ = self.pyramid(variables, batch, jax.random.key(0), train=False)
+        return self.detect(variables, levels, batch)._asdict()
+
+    def export(self, variables: Variables, *, network: int = 0) -> Exported:
+        """Takes the detector out of its training.
+
+        Args:
+          variables: as `init` returns them.
+          network: 0, the only one.
+
+        Returns:
+          The detector itself.
+
+        Raises:
+          UserError: `network` is not 0.
+        """
+        if network != 0:
+            raise UserError(f"network is {network}; expected 0, the only one")
+        return Exported(self, variables)
+
+    def anchors(self, levels: Levels, batch: Batch) -> Anchors:
+        """Lays anchors over a pyramid.
+
+        Args:
+          levels: as `pyramid` returns them.
+          batch: with `valid_size`, where images are padded.
+
+        Returns:
+          The anchors.
+        """
+        sizes, boxes, valid = image_sizes(batch), [], []
+        steps = [2 ** (octave / self.anchor_octaves) for octave in range(self.anchor_octaves)]
+        for stride, level in zip(self.strides, levels, strict=True):
+            rows, columns = level.shape[1:3]
+            base = base_anchors(
+                sizes=[self.anchor_scale * stride * step for step in steps],
+                ratios=self.anchor_ratios,
+            )
+            boxes.append(grid_anchors(base, stride=stride, size=(rows, columns)))
+            valid.append(
+                valid_anchors(sizes, stride=stride, size=(rows, columns), per_cell=len(base))
+            )
+        return Anchors(
+            jnp.concatenate(boxes), tuple(map(len, boxes)), jnp.concatenate(valid, axis=1)
+        )
+
+
+def image_sizes(batch: Batch) -> Int[Array, "b 2"]:
+    """Returns rows and columns of the images of a batch without their padding.
+
+    Args:
+      batch: `image` [b, h, w, 3] and, where images are padded, `valid_size` int [b, 2].
+
+    Returns:
+      int32 [b, 2].
+    """
+    if "valid_size" in batch:
+        return batch["valid_size"]
+    image = batch["image"]
+    return jnp.broadcast_to(jnp.asarray([image.shape[1:3]], jnp.int32), (len(image), 2))
+
+
+def objects(batch: Batch) -> Objects:
+    """Returns what detectors are trained to find; crowds and the like are left out.
+
+    Args:
+      batch: of detection.
+
+    Returns:
+      The objects.
+    """
+    wanted = batch["box_mask"] & ~batch["box_ignored"]
+    return Objects(batch["boxes"], batch["box_labels"], wanted)
+
+
+def image_keys(key: Key[Array, ""], batch: Batch) -> Key[Array, "b"]:
+    """Makes a key for each image, whatever batch it is in.
+
+    Args:
+      key: a typed PRNG key.
+      batch: with `id` int [b].
+
+    Returns:
+      One key per image.
+    """
+    fold: Callable[[Array], Array] = functools.partial(jax.random.fold_in, key)
+    return jax.vmap(fold)(batch["id"])
+
+
+def term(part: tuple[Array, Array], batch: Batch, *, weight: float = 1.0) -> LossTerm:
+    """Makes a loss term of the sums and counts of images.
+
+    Args:
+      part: sum [b] and count [b].
+      batch: with `mask` bool [b].
+      weight: of the term.
+
+    Returns:
+      The term; rows that hold no example count nothing.
+    """
+    total, count = (jnp.where(batch["mask"], values, 0.0) for values in part)
+    return LossTerm(sum=total, count=count, weight=weight)
+
+
+@functools.lru_cache(maxsize=16)
+def _stage_strides(backbone: Backbone) -> tuple[int, ...]:
+    """Pixels from one cell to the next, of every stage."""
+    return tuple(_SIDE // rows for rows, _, _ in feature_shapes(backbone, (_SIDE, _SIDE)))

@@ -1,0 +1,316 @@
+"""Detectors through the commands: several sizes of images, resume, detections, what is refused."""
+
+import json
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+
+from fgkd_jax.cli.main import main
+from fgkd_jax.cli.results import restore
+from fgkd_jax.data import DetectionOptions, detection_train_iterator
+
+TINY = {"name": "resnet_narrow", "stem": "imagenet", "strides": (1, 2), "stage_sizes": (1, 1),
+        "dilations": (1, 1), "width": 4}  # fmt: skip
+COMMON = {"backbone": TINY, "frozen_stages": 1, "pyramid_stages": (1, 2), "pyramid_features": 8,
+          "max_detections": 5, "score_threshold": 0.001}  # fmt: skip
+DENSE = {"name": "retinanet", **COMMON, "extra_levels": 0, "head_features": 8, "head_depth": 1,
+         "anchor_octaves": 1, "candidates": 20}  # fmt: skip
+REGIONS = {"name": "faster_rcnn", **COMMON, "proposal_features": 8, "region_features": 8,
+           "region_size": 2, "anchor_samples": 8, "region_samples": 8, "train_candidates": 10,
+           "candidates": 10, "proposals": 5}  # fmt: skip
+BUCKETS = ((24, 32), (32, 24))
+CONFIG = """
+from ml_collections import ConfigDict
+
+
+def get_config():
+    return ConfigDict({
+        "method": %r,
+        "data": {"dataset": "coco_json", "data_dir": %r, "buckets": %r, "max_boxes": 3},
+        "optim": {"name": "sgd", "learning_rate": 0.01},
+        "train": {"steps": %d, "batch_size": 2, "eval_batch_size": 2, "log_every": 1,
+                  "tensorboard": "off"},
+        "mesh": {"data": 2},
+        "checkpoint": {"every_steps": 2, "best_metric": "voc_AP50"},
+        "report": {"split": "test", "figures": ("voc_AP50",)},
+    })
+"""
+
+
+def write_split(root, split, sizes, *, first):
+    """Scenes of noise with a bright square or none; categories 3 and 7."""
+    (root / "images" / split).mkdir(parents=True)
+    images, annotations = [], []
+    for i, (height, width) in enumerate(sizes):
+        rng = np.random.default_rng([i, first])
+        image = rng.integers(0, 90, (height, width, 3)).astype(np.uint8)
+        images.append({"id": first + i, "file_name": f"{i}.png", "height": height, "width": width})
+        if i % 3:
+            x, y, side = 2 + i, 3, 14
+            image[y : y + side, x : x + side, i % 2] = 250
+            annotations.append(
+                {"id": len(annotations), "image_id": first + i, "category_id": (3, 7)[i % 2],
+                 "bbox": [x, y, side, side], "area": side * side, "iscrowd": 0}
+            )  # fmt: skip
+        cv2.imwrite(str(root / "images" / split / f"{i}.png"), image)
+    categories = [{"id": 3, "name": "green"}, {"id": 7, "name": "blue"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (root / f"instances_{split}.json").write_text(json.dumps(content))
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    """Wide and high images, some without a box, and configs of both detectors."""
+    root = tmp_path_factory.mktemp("scenes")
+    write_split(root, "train", [(24, 32)] * 4 + [(48, 36)] * 4, first=100)
+    write_split(root, "test", [(48, 64), (30, 20), (24, 32)], first=200)
+    for name, method in (("dense", DENSE), ("regions", REGIONS)):
+        (root / f"{name}.py").write_text(CONFIG % (method, str(root), BUCKETS, 4))
+    return root
+
+
+def train(scenes, kind, workdir, *overrides):
+    config = str(scenes / f"{kind}.py")
+    return main(["train", "--config", config, "--workdir", str(workdir), *overrides])
+
+
+@pytest.fixture(scope="module", params=["dense", "regions"])
+def trained(scenes, tmp_path_factory, request):
+    workdir = tmp_path_factory.mktemp(request.param) / "run"
+    assert train(scenes, request.param, workdir) == 0
+    return workdir, request.param
+
+
+def lines(workdir, split="train"):
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["split"] == split]
+
+
+def test_a_run_compiles_once_for_each_size_of_images(trained, capsys):
+    workdir, _ = trained
+    compilations = [line["compilations"] for line in lines(workdir)]
+    assert len(compilations) == 4
+    # Both sizes came, and each of them more than once.
+    assert (compilations[0], compilations[-1]) == (1, len(BUCKETS))
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert summary["timing"]["train_step_compilations"] == len(BUCKETS)
+
+
+def test_a_run_says_how_often_it_compiled(trained, scenes, capsys):
+    workdir, kind = trained
+    assert train(scenes, kind, workdir) == 0
+    out = capsys.readouterr().out
+    assert "2 compilations of the training step, one for each size of images" in out
+
+
+def test_a_stopped_run_ends_as_if_it_had_not_been(trained, scenes, tmp_path):
+    workdir, kind = trained
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy)
+    shutil.rmtree(copy / "checkpoints" / "last" / "4")
+    (copy / "summary.json").unlink()
+    (copy / "detections" / "test-last.json").unlink()
+    assert train(scenes, kind, copy) == 0
+    for name in ("metrics.jsonl", "detections/test-last.json"):
+        first, again = ((folder / name).read_text() for folder in (workdir, copy))
+        if name == "metrics.jsonl":
+            # A process that goes on compiles anew: the count is of this process.
+            first, again = (
+                [{k: v for k, v in json.loads(x).items() if k != "compilations"} for x in text]
+                for text in (first.splitlines(), again.splitlines())
+            )
+        assert first == again, name
+
+
+def test_eval_agrees_and_writes_what_was_found(trained, capsys):
+    workdir, _ = trained
+    summary = json.loads((workdir / "summary.json").read_text())
+    (result,) = summary["results"]
+    assert result["figures"]["examples"] == 3
+    file = workdir / "detections" / "test-last.json"
+    before = json.loads(file.read_text())
+    file.unlink()
+    capsys.readouterr()
+    assert main(["eval", "--workdir", str(workdir), "--json"]) == 0
+    got = json.loads(capsys.readouterr().out)
+    assert got["figures"] == pytest.approx(result["figures"], rel=1e-4, abs=1e-6)
+    found = json.loads(file.read_text())
+    assert len(found) == len(before) > 0
+    sizes = {200: (64, 48), 201: (20, 30), 202: (32, 24)}
+    for one in found:
+        width, height = sizes[one["image_id"]]
+        x, y, w, h = one["bbox"]
+        assert min(x, y, w, h) >= 0
+        assert x + w <= width + 1e-3
+        assert y + h <= height + 1e-3
+        assert one["category_id"] in (3, 7)
+
+
+def test_predict_frames_what_is_found_and_writes_it(trained, scenes, tmp_path, capsys):
+    workdir, _ = trained
+    images = [str(scenes / "images" / "test" / f"{i}.png") for i in (1, 0)]
+    folder = tmp_path / "shown"
+    arguments = ["predict", "--workdir", str(workdir), "--pictures", str(folder)]
+    capsys.readouterr()
+    assert main([*arguments, "--threshold", "0", "--json", *images]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["image"] for row in rows] == images
+    evaluated = json.loads((workdir / "detections" / "test-last.json").read_text())
+    for row, image_id, name in zip(rows, (201, 200), ("1", "0"), strict=True):
+        file = json.loads((folder / f"{name}.detections.json").read_text())
+        assert file["detections"] == row["detections"]
+        expected = [one for one in evaluated if one["image_id"] == image_id]
+        assert len(row["detections"]) == len(expected) > 0
+        for one, other in zip(row["detections"], expected, strict=True):
+            assert one["class"] == {3: "green", 7: "blue"}[other["category_id"]]
+            np.testing.assert_allclose(one["score"], other["score"], atol=1e-5)
+            np.testing.assert_allclose(one["bbox"], other["bbox"], atol=2e-2)
+        picture = cv2.imread(str(folder / f"{name}.detections.png"))
+        plain = cv2.imread(row["image"])
+        factor = picture.shape[0] // plain.shape[0]
+        assert picture.shape[1] == factor * plain.shape[1]
+        assert (picture != np.repeat(np.repeat(plain, factor, 0), factor, 1)).any()
+
+    assert main([*arguments, "--threshold", "1", images[0]]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == images[0]
+    assert f"{len(rows[0]['detections'])} less sure ones are not shown" in out[1]
+
+
+def test_a_detector_goes_into_a_file_and_back(trained, tmp_path, capsys):
+    import jax
+
+    from fgkd_jax.cli.export import load_network
+
+    workdir, _ = trained
+    path = str(tmp_path / "d.safetensors")
+    assert main(["export", "--workdir", str(workdir), "--output", path]) == 0
+    loaded = load_network(path)
+    restored = restore(str(workdir), checkpoint="last")
+    assert loaded.metadata["class_names"] == ["green", "blue"]
+    ours = restored.state.variables()
+    assert jax.tree.structure(loaded.variables) == jax.tree.structure(jax.device_get(ours))
+    jax.tree.map(np.testing.assert_array_equal, loaded.variables, jax.device_get(ours))
+    capsys.readouterr()
+    torch = str(tmp_path / "t.safetensors")
+    arguments = ["export", "--workdir", str(workdir), "--output", torch, "--names", "torch"]
+    assert main(arguments) == 2
+    assert "--names" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["dense", "regions"])
+def test_a_backbone_starts_from_an_exported_classifier(scenes, tmp_path, kind):
+    import jax
+
+    from fgkd_jax.cli.config import load_config
+    from fgkd_jax.cli.session import open_data, open_run
+    from fgkd_jax.methods import Classifier
+    from fgkd_jax.train.loop import Trainer
+    from fgkd_jax.train.pretrained import named_arrays
+    from fgkd_jax.train.weight_files import save_arrays
+
+    image = {"image": jax.numpy.zeros((1, 32, 32, 3), np.uint8)}
+    classifier = Classifier(num_classes=5, backbone=TINY)
+    there = jax.device_get(jax.jit(classifier.init)(jax.random.key(7), image))
+    path = str(tmp_path / "classifier.npz")
+    save_arrays(path, named_arrays(there), metadata={})
+    experiment = load_config(str(scenes / f"{kind}.py"), [f"--config.pretrained.path={path}"])
+    trainer = Trainer(open_run(experiment, dataset=open_data(experiment)))
+    variables = jax.device_get(trainer.initial_state().variables())
+    for collection in ("params", "batch_stats"):
+        ours, theirs = variables[collection]["backbone"], there[collection]["backbone"]
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def refused(capsys, status):
+    assert status == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    return line
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--config.data.image_size=8", "no option 'data.image_size'"),
+        ("--config.data.buckets=((0, 8),)", "buckets"),
+        ("--config.features.views=1", "features of scenes with boxes are not stored"),
+        ("--config.report.split=testing", "report.split is 'testing'; did you mean 'test'"),
+        ("--config.report.figures=('AP51',)", "has no figure 'AP51'; did you mean 'AP"),
+        ("--config.method.num_classes=5", "method.num_classes is 5, but coco_json has 2 classes"),
+        ("--config.method.pyramid_stages=(1, 5)", "pyramid_stages is (1, 5)"),
+        ("--config.pretrained.teacher=x.npz", "the method has no teacher"),
+    ],
+)
+def test_wrong_options_are_told_in_one_line(scenes, tmp_path, capsys, override, message):
+    line = refused(capsys, train(scenes, "dense", tmp_path / "run", override))
+    assert message in line
+
+
+def test_a_data_set_of_the_other_kind_is_refused(scenes, photographs, config, tmp_path, capsys):
+    where = (f"--config.data.data_dir={photographs}", "--config.data.dataset=image_folder")
+    line = refused(capsys, train(scenes, "dense", tmp_path / "run", *where))
+    assert "'image_folder', whose images have no boxes" in line
+    where = (f"--config.data.data_dir={scenes}", "--config.data.dataset=coco_json")
+    arguments = ["train", "--config", str(config), "--workdir", str(tmp_path / "run"), *where]
+    assert "'coco_json', scenes with boxes; expected images with one" in refused(
+        capsys, main(arguments)
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("category_id", 5, "is of category 5, which is not in 'categories'"),
+        ("image_id", 999, "is of image 999, which is not in 'images'"),
+        ("bbox", [1, 2, 3], "has the box [1, 2, 3]; expected [x, y, width, height]"),
+    ],
+)
+def test_wrong_annotations_are_told_in_one_line(scenes, tmp_path, capsys, key, value, message):
+    root = tmp_path / "data"
+    shutil.copytree(scenes, root)
+    path = root / "instances_train.json"
+    content = json.loads(path.read_text())
+    content["annotations"][1][key] = value
+    path.write_text(json.dumps(content))
+    where = f"--config.data.data_dir={root}"
+    assert message in refused(capsys, train(scenes, "dense", tmp_path / "run", where))
+
+
+def test_predict_refuses_what_is_no_image_and_a_caption(trained, scenes, tmp_path, capsys):
+    workdir, _ = trained
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    good = str(scenes / "images" / "test" / "0.png")
+    assert str(broken) in refused(
+        capsys, main(["predict", "--workdir", str(workdir), str(broken), good])
+    )
+    arguments = ["predict", "--workdir", str(workdir), "--caption", "a bird", good]
+    assert "reads no text" in refused(capsys, main(arguments))
+
+
+def test_a_nan_is_reported_with_its_examples(scenes, tmp_path, capsys):
+    status = train(scenes, "dense", tmp_path / "run", "--config.optim.learning_rate=1e30")
+    assert status == 1
+    assert "not finite in the" in capsys.readouterr().err
+
+
+def test_two_hundred_images_of_mixed_sizes_come_in_as_many_shapes_as_buckets(tmp_path):
+    from fgkd_jax.data.boxes import BoxTable, make_dataset
+
+    table = BoxTable(str(tmp_path))
+    rng = np.random.default_rng(0)
+    for i in range(200):
+        height, width = (int(side) for side in rng.integers(4, 60, 2))
+        cv2.imwrite(str(tmp_path / f"{i}.png"), np.zeros((height, width, 3), np.uint8))
+        nothing = np.zeros((0, 4))
+        table.add(f"{i}.png", i, (height, width), nothing, np.zeros(0), np.zeros(0))
+    dataset = make_dataset("mixed", class_names=("a",), category_ids=(1,), tables={"train": table})
+    options = DetectionOptions(buckets=((16, 32), (32, 16), (24, 24)), max_boxes=2)
+    batches = detection_train_iterator(dataset, options, batch_size=2, seed=0)
+    shapes = {
+        tuple((name, x.shape, x.dtype) for name, x in next(batches).items()) for _ in range(100)
+    }
+    batches.close()
+    assert len(shapes) == 3

@@ -33,7 +33,7 @@ NEEDS_CLASSES = {"classify_folder": "--config.method.num_classes=200"}
 
 COLUMNS = (
     "config | step | batch | memory a chip | of it temporaries | TFLOP | GB accessed | FLOP/byte | "
-    "exchanges | MB sent | interconnect, at least | its share | fits | compiled in"
+    "exchanges | MB sent | interconnect, on paper | its share | fits | compiled in"
 )
 
 

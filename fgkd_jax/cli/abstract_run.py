@@ -103,5 +103,5 @@ def _sizes(experiment: Experiment, sizes_of: str | None) -> tuple[DatasetSizes, 
     hint = nearest(name, SIZES)
     raise UserError(
         f"the sizes of data set '{name}' are not known; expected --config.method.num_classes, or "
-        f"--sizes_of a data set like it{hint}"
+        f"--sizes_of one of {', '.join(SIZES)}{hint}"
     )

@@ -23,7 +23,8 @@ figures at one of them, chosen on validation classes:
 
   fgkd eval --workdir runs/msdn --split test_seen+test_unseen --unseen_offset 0.8 --curve su.png
 
---predictions stores ids, labels and scores of the split's images, for fgkd compare.
+--predictions stores ids, labels and scores of the split's images, for fgkd compare; of networks
+that learn together, the scores are those of their ensemble.
 
 On features with thumbnails, --pictures draws where attributes are found, over --examples images
 of the split; a circle is around the part that the attribute is of:
@@ -77,6 +78,7 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
     """
     from fgkd_jax.cli import attention, curves, predictions, results
     from fgkd_jax.cli.detections import detection_writer
+    from fgkd_jax.cli.weights import say
     from fgkd_jax.evaluation import ZeroShotEvaluator, calibrated
 
     if arguments:
@@ -103,9 +105,10 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
     if scores:
         predictions.write_predictions(scores, predictions.predict_split(restored, split))
     if get(values, "pictures"):
-        attention.write_attention(
+        drawn = attention.write_attention(
             get(values, "pictures"), restored, split, examples=get(values, "examples")
         )
+        say(f"drawn: {len(drawn)} pictures in {get(values, 'pictures')}")
     result = {
         "split": split,
         "checkpoint": get(values, "checkpoint"),

@@ -185,7 +185,7 @@ def load_network(path: str) -> LoadedNetwork:
       path: the file.
 
     Returns:
-      The network; `method.predict(variables, {"image": images})` classifies uint8 [b, h, w, 3].
+      The network; `method.predict(variables, {"image": images})` takes uint8 [b, h, w, 3].
 
     Raises:
       UserError: the file is damaged or was not written by `fgkd export`.

@@ -19,7 +19,7 @@ SCORES = ("scores", "probabilities")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Predictions:
-    """Scores of every image of a split.
+    """Scores of every image of a split; of networks that learn together, those of their ensemble.
 
     Attributes:
       ids: int64 [n], which image.
@@ -97,7 +97,7 @@ def read_predictions(path: str) -> Predictions:
             read = Predictions(**{name: stored[name] for name in names})
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is not a file of predictions: {error}") from error
     return read.sorted()
 

@@ -9,6 +9,9 @@ from fgkd_jax.errors import UserError
 _BLOCK = 1 << 22
 """Most random numbers that are held at once."""
 
+_ROUNDING = 1e-12
+"""Sums of the same numbers in another order differ by less: a tie is not a difference."""
+
 
 @dataclass(frozen=True)
 class PairedDifference:
@@ -33,7 +36,7 @@ class PairedDifference:
     @property
     def separated(self) -> bool:
         """Whether the interval leaves 0 out."""
-        return self.low > 0 or self.high < 0
+        return self.low > _ROUNDING or self.high < -_ROUNDING
 
 
 def paired_bootstrap(
@@ -86,8 +89,7 @@ def paired_bootstrap(
         difference=_grouped(gain, labels),
         low=float(low),
         high=float(high),
-        # Sums of the same numbers in another order differ by rounding: a tie is not above.
-        not_above=float(np.mean(drawn <= 1e-12)),
+        not_above=float(np.mean(drawn <= _ROUNDING)),
     )
 
 

@@ -6,8 +6,9 @@ optimiser then updates the parts where they are. Results differ from those of wh
 rounding alone.
 
 Source: Rajbhandari et al., "ZeRO: memory optimizations toward training trillion parameter models"
-(SC 2020), stage 3 for what is stored. Ours gathers once per step, so that within a step the whole
-parameters are there as well: what is saved is the optimiser's state, the gradients, the average.
+(SC 2020), stage 3 for what is stored. Ours gathers all parameters at once, for every micro-batch,
+so that within a step the whole ones are there as well: what is saved is the optimiser's state, the
+gradients, the average.
 """
 
 import re
@@ -42,12 +43,12 @@ def parameter_sharding(params: PyTree, options: MeshOptions, *, mesh: Mesh) -> P
       UserError: a rule matches no parameter, or divides an axis that is not there or not divisible.
     """
     parts = mesh.shape[FSDP_AXIS]
-    if parts == 1:
-        return replicated(mesh)
     paths = [_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
     for rule in options.rules:
         if not any(re.search(rule.pattern, name) for name in paths):
             raise UserError(f"mesh.rules: pattern {rule.pattern!r} matches no parameter")
+    if parts == 1:
+        return replicated(mesh)
 
     def one(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         name = _name(path)

@@ -79,8 +79,7 @@ def make_train_step(
             return (jax.tree.map(jnp.add, grads, new), model_state), report
 
         start = (jax.tree.map(jnp.zeros_like, state.params), state.model_state)
-        items = (jnp.arange(accumulate), micro)
-        (grads, model_state), reports = scan_steps(body, start, items)
+        (grads, model_state), reports = scan_steps(body, start, (jnp.arange(accumulate), micro))
         return grads, (reports.merged(), model_state)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:

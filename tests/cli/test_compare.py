@@ -89,6 +89,7 @@ def test_mistakes_are_told(labels, tmp_path, capsys):
     relabelled = write(tmp_path / "c.npz", labels, labels=np.roll(labels, 1))
     (tmp_path / "d.npz").write_bytes(b"PK no")
     np.savez(tmp_path / "e.npz", ids=labels)
+    np.save(tmp_path / "g.npy", labels)
     twice = Predictions(np.zeros(2, int), np.zeros(2, int), np.zeros((2, 2)), np.ones(2, bool))
     write_predictions(str(tmp_path / "f.npz"), twice)
     for arguments, message in (
@@ -98,6 +99,7 @@ def test_mistakes_are_told(labels, tmp_path, capsys):
         ([str(tmp_path / "f.npz"), str(tmp_path / "f.npz")], "expected each image once"),
         ([one, str(tmp_path / "none.npz")], "none.npz cannot be read: No such file"),
         ([one, str(tmp_path / "d.npz")], "d.npz is not a file of predictions"),
+        ([one, str(tmp_path / "g.npy")], "g.npy is not a file of predictions"),
         ([one, str(tmp_path / "e.npz")], "e.npz has no labels; expected a file of --predictions"),
         ([one, one, "--figure", "zero_shot_accuracy"], "has no image of an unseen class"),
         ([one, one, "--confidence", "2"], "confidence is 2.0"),

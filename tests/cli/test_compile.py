@@ -69,6 +69,7 @@ ENTRY %main (p0: f32[64], p1: f32[32]) -> f32[] {
   %h = f32[16]{0} all-gather-done(%g)
   %m = ((f32[1]{0:T(256)}, f32[2]{0}), (f32[8]{0:T(256)}, f32[16]{0})) all-gather-start(%e, %f)
   %p = (s8[5]{0}, s8[5]{0}, u32[], u32[]) collective-permute-start(%q), source_target_pairs={{0,1}}
+  %n = ((f32[8,8]{1,0}), f32[2,8]{1,0:T(8,128)}, u32[]) reduce-scatter-start(%p), to_apply=%sum
   %f = f32[64]{0} fusion(%p0), kind=kCustom, calls=%reduced
   %w = (s32[], f32[8]) while(%i), condition=%goes_on, body=%round, \
 backend_config={"known_trip_count":{"n":"5"},"known_init_step":{}}
@@ -85,6 +86,7 @@ def test_collectives_are_read_out_of_a_program():
     assert found == {
         ("all-reduce", 256, 4, 1),
         ("reduce-scatter", 16, 2, 5),
+        ("reduce-scatter", 64, 8, 1),
         ("all-reduce", 46, 8, 1),
         ("all-reduce", 24, 3, 1),
         ("all-gather", 64, 8, 1),
@@ -93,10 +95,10 @@ def test_collectives_are_read_out_of_a_program():
     }
     added = summary(find_collectives(PROGRAM, devices=8))
     assert added["reduce-scatter"] == {
-        "count": 5,
-        "instructions": 1,
-        "bytes": 80,
-        "bytes_sent": 80,
+        "count": 6,
+        "instructions": 2,
+        "bytes": 80 + 64,
+        "bytes_sent": 80 + 7 * 64,
     }
     assert added["all-reduce"]["count"] == 3
     assert find_collectives("", devices=8) == []

@@ -79,6 +79,13 @@ def test_the_same_predictions_are_never_above():
     assert not found.separated
 
 
+def test_rounding_separates_nothing():
+    first, second = (np.random.default_rng(44).random((2, 3, 60)) < 0.5).astype(bool)
+    for seed in range(40):
+        found = paired_bootstrap(first, second, resamples=40, confidence=0.9, seed=seed)
+        assert not (abs(found.low) < 1e-9 and found.separated)
+
+
 def test_blocks_of_draws(monkeypatch):
     right = np.random.default_rng(0).random((2, 1, 40)) < 0.5
     monkeypatch.setattr("fgkd_jax.evaluation.paired._BLOCK", 64)

@@ -203,11 +203,19 @@ def _result_bytes(shape: str, kind: str, *, started: bool) -> int:
         for dtype, sizes in _SHAPE.findall(shape)
     ]
     if started and kind != "all-reduce" and shape.startswith("("):
-        if shape.startswith("(("):  # ((operands), (results), ...)
-            results = re.split(r"\)\s*,\s*\(", shape)[1]
-            return _result_bytes(f"({results.split(')')[0]})", kind, started=False)
-        return arrays[1]
+        return _result_bytes(_elements(shape)[1], kind, started=False)
     return sum(arrays)
+
+
+def _elements(shape: str) -> list[str]:
+    """What a tuple's text holds, arrays and tuples, without what these hold."""
+    found, depth, start = [], 0, 1
+    for place, letter in enumerate(shape):
+        depth += (letter in "([") - (letter in ")]")
+        if (letter == "," and depth == 1) or depth == 0:
+            found.append(shape[start:place].strip())
+            start = place + 1
+    return found
 
 
 def _group_size(line: str, *, devices: int) -> int:

@@ -12,9 +12,10 @@ from fgkd_jax.cli.results import versions
 from fgkd_jax.train.sharding import DATA_AXIS, FSDP_AXIS
 
 ESTIMATE = (
-    "seconds are lower bounds on paper, by the chip's published figures; nothing was run: no chip "
-    "reaches its peak, bytes accessed count on-chip memory as well, all links of a chip are taken "
-    "to be busy at once, and exchanges may overlap with arithmetic"
+    "seconds are on paper, by the chip's published figures; nothing was run: no chip reaches its "
+    "peak, bytes accessed count on-chip memory as well, so that memory may take less, all links of "
+    "a chip are taken to be busy at once, exchanges may overlap with arithmetic, and a loop whose "
+    "rounds the compiler does not state, as in a meta step, counts as one round"
 )
 
 
@@ -123,7 +124,7 @@ def _render_step(step: Mapping[str, Any]) -> list[str]:
         rows.append(("exchanges", "none"))
     if (estimate := step["estimate"]) is not None:
         for name in ("arithmetic", "memory", "interconnect"):
-            rows.append((f"{name}, at least", f"{1e3 * estimate[f'{name}_seconds']:.3f} ms"))
+            rows.append((f"{name}, on paper", f"{1e3 * estimate[f'{name}_seconds']:.3f} ms"))
         rows.append(("share of interconnect", f"{100 * estimate['interconnect_share']:.1f}%"))
     return _aligned([*rows, ("compiled in", f"{step['compile_seconds']} s")])
 

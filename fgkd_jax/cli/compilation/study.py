@@ -105,14 +105,15 @@ def study(
 
 
 def estimate(flops: float, moved: float, sent: float, where: Slice) -> dict[str, float] | None:
-    """Bounds the length of a step from below by the chip's published figures.
+    """Estimates the length of a step by the chip's published figures.
 
-    A step takes no less than `max(flops / peak, bytes accessed / memory bandwidth)`, and what it
-    sends to other chips no less than `bytes sent / interconnect bandwidth`. **This is an estimate
-    on paper, nothing was run.** No chip reaches its peak; the bytes accessed count what stays in
-    on-chip memory as well; the interconnect's figure takes all links of a chip at once, of which a
-    small slice has fewer; what two devices of one chip exchange counts as if it left the chip; and
-    exchanges may go on while the chip computes.
+    A step is taken to last `max(flops / peak, bytes accessed / memory bandwidth)`, and what it
+    sends to other chips `bytes sent / interconnect bandwidth`. **This is an estimate on paper,
+    nothing was run.** No chip reaches its peak; the bytes accessed count what stays in on-chip
+    memory as well, so that memory may take less; a loop whose rounds the compiler does not state
+    counts as one round, in operations as in exchanges; the interconnect's figure takes all links of
+    a chip at once, of which a small slice has fewer; what two devices of one chip exchange counts
+    as if it left the chip; and exchanges may go on while the chip computes.
 
     Args:
       flops: operations of one chip and step.

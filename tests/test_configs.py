@@ -15,7 +15,6 @@ from fgkd_jax.cli.experiment import experiment_to_dict, parse_experiment
 from fgkd_jax.data.base import DatasetInfo
 from fgkd_jax.errors import UserError
 from fgkd_jax.train.init import abstract_variables
-from fgkd_jax.train.loop import TrainOptions
 from fgkd_jax.train.sharding import MeshOptions, make_mesh
 
 NAMES = sorted(path.stem for path in config_folder().glob("*.py"))
@@ -91,23 +90,18 @@ def test_the_devices_can_share_the_parameters_of_every_config(name):
     experiment = load_config(name, [*OVERRIDES.get(name, []), "--config.train.batch_size=8"])
     options = MeshOptions(fsdp=8)
     mesh = make_mesh(options)
+    train = dataclasses.replace(experiment.train, batch_size=8, accumulate=1)
     run = abstract_run(
-        dataclasses.replace(experiment, mesh=options, train=TrainOptions(batch_size=8)),
+        dataclasses.replace(experiment, mesh=options, train=train),
         mesh=mesh,
         sizes_of=SIZES_OF.get(name),
     )
-    placed = jax.tree.leaves(run.steps.placed.params)
-    for leaf, sharding in zip(jax.tree.leaves(run.state.params), placed, strict=True):
-        if leaf.size >= options.whole_below:
-            assert not sharding.is_fully_replicated, leaf.shape
     for part in ("params", "opt_state"):
         described = jax.tree.leaves(getattr(run.state, part))
         shardings = jax.tree.leaves(getattr(run.steps.placed, part))
-        held = sum(
-            np.prod(sharding.shard_shape(leaf.shape))
-            for leaf, sharding in zip(described, shardings, strict=True)
-        )
-        assert held < 0.6 * sum(leaf.size for leaf in described)
+        for leaf, sharding in zip(described, shardings, strict=True):
+            parts = 8 if leaf.size >= options.whole_below else 1
+            assert np.prod(sharding.shard_shape(leaf.shape)) == leaf.size // parts, leaf.shape
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -471,11 +471,11 @@ def test_a_config_without_classes_gets_some():
     assert prepared.method.num_classes == step.CLASSES
     assert prepared.train.batch_size == 6
 
-    class Detector(Classifier):
-        task = "detection"
+    class Captioner(Classifier):
+        task = "captions"
 
-    with pytest.raises(UserError, match="task is 'detection'; expected one of classification"):
-        step.prepared(dataclasses.replace(experiment(), method=Detector()))
+    with pytest.raises(UserError, match="task is 'captions'; expected one of classification"):
+        step.prepared(dataclasses.replace(experiment(), method=Captioner()))
 
 
 @pytest.mark.parametrize("gradients", [False, True])

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from fgkd_jax.errors import UserError
 from fgkd_jax.losses.classification import cross_entropy
+from fgkd_jax.methods.bimodal import check_shares
 from fgkd_jax.methods.classifier import ClassifierNetwork, check_network, exported_classifier
 from fgkd_jax.methods.image_options import ImageOptions
 from fgkd_jax.methods.mutual import loss_term, masked
@@ -44,9 +45,7 @@ class TaughtOptions(ImageOptions):
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("dropout", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; expected it in [0, 1)")
+        check_shares(self, "dropout", "label_smoothing")
         if not self.temperature > 0:
             raise UserError(f"temperature is {self.temperature}; expected a number above 0")
         backbone_from(self.backbone)  # a wrong option is told at once

@@ -9,7 +9,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("FGKD_SHARED", ROOT.parent / "shared"))
 
-jax.config.update("jax_platforms", "cpu")
+# Another platform: FGKD_TEST_PLATFORM=cuda,cpu, with JAX_DEFAULT_MATMUL_PRECISION=highest.
+jax.config.update("jax_platforms", os.environ.get("FGKD_TEST_PLATFORM", "cpu"))
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)

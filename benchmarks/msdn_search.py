@@ -27,7 +27,7 @@ from fgkd_jax.train.loop import Trainer
 FUSIONS = ((1.0, 0.0), (0.9, 0.1), (0.7, 0.3), (0.5, 0.5), (0.3, 0.7), (0.0, 1.0))
 OFFSETS = np.linspace(-4, 8, 241)
 EMA = 0.99
-SETTINGS = ("learning_rate", "weight_decay", "calibration_weight", "distillation_weight", "cosine")
+SETTINGS = ("learning_rate", "weight_decay", "calibration_weight", "distillation_weight")
 
 
 def main() -> None:
@@ -49,7 +49,49 @@ def main() -> None:
     if arguments.output.exists():
         raise SystemExit(f"{arguments.output} exists; expected a new file")
     rows = search(arguments)
-    arguments.output.write_text(json.dumps(rows) + "\n")
+    best = choose(rows)
+    print(json.dumps(best, indent=2))
+    arguments.output.write_text(json.dumps({"chosen": best, "rows": rows}) + "\n")
+    arguments.output.with_suffix(".args").write_text("\n".join(best["overrides"]) + "\n")
+
+
+def choose(rows: list[dict]) -> dict:
+    """Picks what is most accurate among the classes held out, on average over divisions and seeds.
+
+    Args:
+      rows: of `search`.
+
+    Returns:
+      The means of the best and of what the config says at the end, and overrides for `fgkd train`:
+      the steps at which it was looked at, and the mean offset with the best harmonic mean.
+    """
+    names = [*SETTINGS, "step", "mean_of_steps", "fusion"]
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in names), []).append(row)
+    figures = ("zero_shot_accuracy", "ausuc", "best_harmonic_mean", "best_offset")
+    means = {
+        key: {f: float(np.mean([row[f] for row in group])) for f in figures}
+        for key, group in groups.items()
+    }
+    key = max(means, key=lambda k: (means[k]["zero_shot_accuracy"], means[k]["ausuc"]))
+    best = dict(zip(names, key, strict=True))
+    spread = np.std([row["zero_shot_accuracy"] for row in groups[key]], ddof=1)
+    overrides = [
+        f"--config.optim.learning_rate={best['learning_rate']:g}",
+        f"--config.optim.weight_decay={best['weight_decay']:g}",
+        f"--config.method.calibration_weight={best['calibration_weight']:g}",
+        f"--config.train.steps={best['step']}",
+        f"--config.report.unseen_offset={means[key]['best_offset']:.3g}",
+    ]
+    if best["fusion"] is not None:
+        overrides += [
+            f"--config.method.distillation_weight={best['distillation_weight']:g}",
+            f"--config.method.fusion=({best['fusion']},{1 - best['fusion']:.1f})",
+        ]
+    if best["mean_of_steps"]:
+        overrides += [f"--config.optim.ema_decay={EMA}", "--config.optim.ema_warmup=True"]
+    return {**best, **means[key], "spread": float(spread), "overrides": overrides}
 
 
 def search(arguments) -> list[dict]:
@@ -68,7 +110,6 @@ def search(arguments) -> list[dict]:
         "weight_decay": experiment.optim.weight_decay,
         "calibration_weight": experiment.method.calibration_weight,
         "distillation_weight": experiment.method.distillation_weight,
-        "cosine": 0.0,
     }
     grid = [getattr(arguments, name) or [released[name]] for name in SETTINGS]
     runs = [
@@ -202,10 +243,6 @@ def make_run(division: Division, *, looks: int):
                 "mask": jnp.ones(batch["label"].shape, bool),
             }
             grads = jax.grad(total)(params, inputs["constants"], images, setting)
-            done = count / (every * looks)
-            rate = setting["learning_rate"] * jnp.where(
-                setting["cosine"] > 0, 0.5 * (1 + jnp.cos(jnp.pi * done)), 1.0
-            )
             grads = jax.tree.map(lambda g, p: g + setting["weight_decay"] * p, grads, params)
             second = jax.tree.map(
                 lambda s, g: optim.rms_decay * s + (1 - optim.rms_decay) * g * g, second, grads
@@ -216,7 +253,7 @@ def make_run(division: Division, *, looks: int):
                 grads,
                 second,
             )
-            params = jax.tree.map(lambda p, m: p - rate * m, params, momentum)
+            params = jax.tree.map(lambda p, m: p - setting["learning_rate"] * m, params, momentum)
             keep = jnp.minimum(EMA, (1 + count) / (10 + count))
             mean = jax.tree.map(lambda a, p: keep * a + (1 - keep) * p, mean, params)
             return (params, second, momentum, mean, count + 1), None

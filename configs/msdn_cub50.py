@@ -13,7 +13,7 @@ knows the seen classes alone, to choose steps, weights and `report.unseen_offset
 `:text_to_image`, `:image_to_text` and `:undistilled` as in `msdn_cub`.
 """
 
-from fgkd_jax.cli.zero_shot_recipes import region_features
+from fgkd_jax.cli.zero_shot_recipes import CALIBRATED, FIGURES, region_features
 
 
 def get_config(variant=""):
@@ -22,11 +22,13 @@ def get_config(variant=""):
     Args:
       variant: preset and ablation, separated by commas.
     """
-    return region_features(
+    config = region_features(
         "msdn",
         "cub",
         title="MSDN on MobileNetV2's regions, 50 species",
         variant=variant,
         steps=1837 * 30 // 50,
-        report={"paper": "none on 50 species"},
+        report={"paper": "none on 50 species", "figures": (*FIGURES, *CALIBRATED)},
     )
+    config.train.eval_every = config.train.steps // 3
+    return config

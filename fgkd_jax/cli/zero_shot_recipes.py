@@ -67,6 +67,9 @@ FIGURES = (
 )
 """Of a row of zero-shot recognition."""
 
+CALIBRATED = tuple(f"calibrated_{name}" for name in FIGURES[1:4])
+"""Of a row whose config has `report.unseen_offset`, besides."""
+
 
 def released_optimizer(*, momentum: float = 0.9) -> dict[str, Any]:
     """Describes the optimiser of the released code: PyTorch's RMSprop with coupled weight decay.

@@ -17,6 +17,7 @@ from fgkd_jax.ops.resample_lowerings import (
     slopes_in_one_kernel,
     transpose_by_loops,
     transpose_by_products,
+    transpose_by_scatters,
 )
 from fgkd_jax.typing import Array, Float, Num
 
@@ -37,7 +38,8 @@ def separable_resample(
     One lowering per platform. On CPU and GPU neighbouring rows, then columns, are gathered and
     mixed. On TPU, where a gather runs element by element, it is two matrix products with the
     hat functions as weights. The gradient is written out: to the image the transpose of the
-    resample, to the positions the slope of the interpolant (0 where a position was clamped).
+    resample, to the positions the slope of the interpolant (0 where a position was clamped). On
+    GPU that to the image is made of atomic additions: its last bits may differ from run to run.
 
     Args:
       image: `[b h w c]`, uint8 in 0..255 or floating.
@@ -103,7 +105,10 @@ def corner_aligned_resize(
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _resample(exact: bool, image: Array, rows: Array, cols: Array) -> Array:
     products = partial(resample_by_products, exact=exact)
-    return lax.platform_dependent(image, rows, cols, tpu=products, default=resample_by_gathers)
+    gathers = partial(resample_by_gathers, promised=True)
+    return lax.platform_dependent(
+        image, rows, cols, cpu=resample_by_gathers, tpu=products, default=gathers
+    )
 
 
 def _forward(exact: bool, image: Array, rows: Array, cols: Array) -> tuple[Array, Any]:
@@ -121,7 +126,7 @@ def _backward(exact: bool, saved: Any, grad: Array) -> tuple[Any, Array, Array]:
         wide,
         cpu=slopes_by_gathers if split else slopes_in_one_kernel,
         tpu=partial(slopes_by_products, exact=exact),
-        default=slopes_by_gathers,
+        default=partial(slopes_by_gathers, promised=True),
     )
     if not jnp.issubdtype(image.dtype, jnp.floating):
         by_image = np.zeros(image.shape, jax.dtypes.float0)
@@ -133,7 +138,7 @@ def _backward(exact: bool, saved: Any, grad: Array) -> tuple[Any, Array, Array]:
             cols,
             cpu=partial(transpose_by_products if split else transpose_by_loops, size=size),
             tpu=partial(transpose_by_products, size=size, exact=exact),
-            default=partial(transpose_by_products, size=size),
+            default=partial(transpose_by_products if split else transpose_by_scatters, size=size),
         ).astype(image.dtype)
     return by_image, by_rows.astype(rows.dtype), by_cols.astype(cols.dtype)
 

@@ -103,7 +103,7 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
         classes = [{"class": names[i], "probability": round(float(row[i]), 6)} for i in order]
         drawn: list[Path] = []
         if prediction.explained and folder != "none":
-            shown = pictures.draw(prediction.image, prediction.explained)
+            shown = pictures.draw(prediction.image, prediction.explained, prediction.phrases)
             drawn = pictures.write(Path(folder), title, shown)
         print(_line(path, classes, drawn, prediction.phrases, as_json=get(values, "json")))
     return 0

@@ -79,7 +79,10 @@ def test_sound_captions_are_counted(captioned, capsys):
     [
         (b"", "is empty; expected one sentence a line"),
         (b"\n \t\n", "is empty; expected one sentence a line"),
-        ("a caf\u00e9-brown wren".encode("latin-1"), "byte 5 is 0xe9, which is not UTF-8; expected"),
+        (
+            "a caf\u00e9-brown wren".encode("latin-1"),
+            "byte 5 is 0xe9, which is not UTF-8; expected",
+        ),
         ("a wren".encode("utf-16"), "byte 0 is 0xff, which is not UTF-8; expected captions in"),
     ],
 )
@@ -97,6 +100,7 @@ def test_a_file_that_holds_no_captions_is_one_line(captioned, capsys, content, e
 def test_a_class_without_captions_is_named_before_its_images(captioned, capsys):
     for file in (captioned / "wren").iterdir():
         file.unlink()
+    (captioned / "wren").rmdir()
     lines, status = check(captioned, capsys)
     assert status == 1
     problems = [line for line in lines if line.startswith("  - ")]

@@ -137,6 +137,9 @@ def test_image_files_are_predicted_with_a_text_or_without(folder, tmp_path, caps
     told = json.loads(capsys.readouterr().out)
     assert [list(stage) for stage in told["phrases"]] == [["red square", "dark spots", "? ?"]] * 3
     assert sum(told["phrases"][0].values()) == pytest.approx(1.0, abs=1e-3)
+    written = cv2.imread(told["pictures"][0])
+    assert written.shape[0] == 512
+    assert written.shape[1] > 512 + 100  # phrases beside the blocks
     assert main([*command, *caption, image]) == 0
     assert "  stage 1: red square 0." in capsys.readouterr().out
 

@@ -123,6 +123,24 @@ def test_a_student_learns_from_the_file_and_ships_as_a_classifier(folder, tmp_pa
     assert load_metadata(output)["method"]["name"] == "classifier"
 
 
+def test_each_seed_of_a_row_may_have_a_teacher_of_its_own(folder, tmp_path, capsys):
+    for seed in range(2):
+        shutil.copy(folder / "t.safetensors", tmp_path / f"t{seed}.safetensors")
+    runs = tmp_path / "runs"
+    command = ["reproduce", str(folder / "student.py"), "--seeds", "2", "--workdir", str(runs)]
+    named = f"--config.pretrained.teacher={tmp_path}/t{{seed}}.safetensors"
+    assert main([*command, named]) == 0
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert "t{seed}.safetensors" in row
+    for seed in range(2):
+        config = json.loads((runs / "student" / f"seed{seed}" / "config.json").read_text())
+        assert config["pretrained"]["teacher"] == f"{tmp_path}/t{seed}.safetensors"
+        assert config["seed"] == seed
+    (tmp_path / "t1.safetensors").unlink()
+    line = refused(capsys, main([*command, named]))
+    assert "t1.safetensors" in line
+
+
 def test_image_files_are_predicted_with_a_text_or_without(folder, tmp_path, capsys):
     image = str(folder / "data" / "test" / "red" / "test0.png")
     command = ["predict", "--workdir", str(folder / "teacher"), "--pictures", str(tmp_path)]

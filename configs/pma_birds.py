@@ -1,8 +1,8 @@
 """fgkd train --config configs/pma_birds.py --workdir runs/pma
 
-PMA on drawn birds, each with ten captions of which one is read. The images are windows of twice
-the true box, at 64 x 64 pixels: in a quarter of them is the bird. `:vision` looks at the image
-alone, `:text` reads the text alone, `:plain` is the same backbone without attention.
+PMA on drawn birds, each with ten captions, all of which are read. The images are windows of twice
+the true box, at 64 x 64 pixels: the bird fills about a quarter of them. `:vision` looks at the
+image alone, `:text` reads the text alone, `:plain` is the same backbone without attention.
 `:student` learns from a bi-modal teacher and needs no text afterwards; its teacher is the file that
 `fgkd export --workdir runs/pma --output teacher.safetensors` writes, and is given with
 `--config.pretrained.teacher=teacher.safetensors`.
@@ -20,13 +20,19 @@ METHODS = {
     "plain": "classifier",
 }
 TITLES = {
-    "bimodal": "PMA on image and one caption, 64 x 64",
+    "bimodal": "PMA on image and ten captions, 64 x 64",
     "vision": "PMA on images alone, 64 x 64",
-    "text": "phrases of one caption alone",
+    "text": "phrases of ten captions alone",
     "student": "student of PMA, image alone, 64 x 64",
     "plain": "PMA's backbone without attention, 64 x 64",
 }
-TEXT = {"max_phrases": 6, "max_words": 4}
+TEXT = {
+    "train_captions": "all",
+    "eval_captions": "all",
+    "max_phrases": 30,
+    "max_words": 4,
+}
+"""What is read: one caption tells 7% more of the species than the genus does, ten a third more."""
 
 
 def get_config(variant="bimodal"):

@@ -32,7 +32,7 @@ TEXT = {
     "max_phrases": 30,
     "max_words": 4,
 }
-"""What is read: one caption tells 7% more of the species than the genus does, ten a third more."""
+"""What is read: one caption tells hardly more of the species than that of its genus, ten do."""
 
 
 def get_config(variant="bimodal"):

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from fgkd_jax.data.base import CorruptImageError, Dataset, Inspection, Source
 from fgkd_jax.data.boxes import size_disagreement
-from fgkd_jax.data.captions import CaptionedSource, inspect_captions, read_captions
+from fgkd_jax.data.captions import inspect_captions, read_captions
 from fgkd_jax.data.files import MISSING
 from fgkd_jax.data.images import configure_opencv, decode
 from fgkd_jax.data.report import Report
@@ -114,8 +114,7 @@ def check_captions(report: Report, dataset: Dataset, captions_dir: str) -> None:
 
 def _readable(source: Source) -> Iterator[tuple[str, ...]]:
     """The captions of the images whose file can be read."""
-    assert isinstance(source, CaptionedSource)
-    for file in source.files:
+    for file in getattr(source, "files", ()):
         with contextlib.suppress(UserError):
             if file:
                 yield read_captions(file)

@@ -162,6 +162,21 @@ def test_image_files_are_predicted_with_a_text_or_without(folder, tmp_path, caps
     assert "  stage 1: red square 0." in capsys.readouterr().out
 
 
+def test_a_run_on_true_boxes_is_shown_all_of_a_file(folder, tmp_path, capsys):
+    image = str(folder / "data" / "test" / "blue" / "test1.png")
+    boxes = tmp_path / "boxes"
+    shutil.copytree(folder / "teacher", boxes)
+    config = json.loads((boxes / "config.json").read_text())
+    assert config["data"]["eval_geometry"] == "resize"
+    config["data"]["eval_geometry"] = "box"
+    (boxes / "config.json").write_text(json.dumps(config))
+    told = []
+    for run in (folder / "teacher", boxes):
+        assert main(["predict", "--workdir", str(run), "--json", image]) == 0
+        told.append(json.loads(capsys.readouterr().out)["classes"])
+    assert told[0] == told[1]
+
+
 def test_another_vocabulary_is_refused(folder, tmp_path, capsys):
     other = tmp_path / "other"
     shutil.copytree(folder / "data" / "text_c10", other / "text_c10")

@@ -153,7 +153,7 @@ class BlockEvaluator:
             right = mask & (label_rank(logits.astype(jnp.float32), labels) == 0)
             correct[name] = correct[name] + jnp.sum(right, dtype=jnp.int32)
         classification = self.classification.update(counts.classification, predictions, batch)
-        counts = counts.replace(classification=classification, correct=correct)
+        counts = dataclasses.replace(counts, classification=classification, correct=correct)
         if not self.with_parts or "located_box" not in predictions:
             return counts
         return _count_blocks(counts, predictions["located_box"], predictions["block_boxes"], batch)
@@ -198,7 +198,8 @@ def _count_blocks(
     held = holds_point(boxes, points, visible)
     share = jnp.mean(held, axis=1)
     at_place = jnp.zeros(CELLS**2, jnp.float32)
-    return counts.replace(
+    return dataclasses.replace(
+        counts,
         hits=counts.hits + jnp.sum(hit, dtype=jnp.float32),
         chance=counts.chance + jnp.sum(share * jnp.sum(there, axis=1)),
         located_at=counts.located_at + at_place.at[cell_of(located)].add(there),

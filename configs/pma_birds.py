@@ -20,11 +20,11 @@ METHODS = {
     "plain": "classifier",
 }
 TITLES = {
-    "bimodal": "PMA on image and ten captions, 64 x 64",
-    "vision": "PMA on images alone, 64 x 64",
+    "bimodal": "PMA on image and ten captions, 64 x 64 of twice the true box",
+    "vision": "PMA on images alone, 64 x 64 of twice the true box",
     "text": "phrases of ten captions alone",
-    "student": "student of PMA, image alone, 64 x 64",
-    "plain": "PMA's backbone without attention, 64 x 64",
+    "student": "student of PMA, image alone, 64 x 64 of twice the true box",
+    "plain": "PMA's backbone without attention, 64 x 64 of twice the true box",
 }
 TEXT = {
     "train_captions": "all",

@@ -25,7 +25,8 @@ def get_config(variant="vision"):
         raise UserError(f"pma_cub50 has no variant {variant!r}{nearest(variant, TITLES)}")
     plain = variant == "plain"
     attentive = {"name": "pma_vision", "local_features": 256, "stage_features": 128}
-    return small_cub(
+    figures = ("accuracy", "mean_class_accuracy")
+    config = small_cub(
         {"name": "classifier"} if plain else attentive,
         image_size=224,
         rules=(
@@ -35,6 +36,10 @@ def get_config(variant="vision"):
         every_steps=100,
         report={
             "title": TITLES[variant],
+            "figures": figures if plain else (*figures, "block_gain", "place_gain"),
             "controls": () if plain else ("pma_cub50:plain",),
         },
     )
+    if not plain:
+        config.data.extra_keys = ("parts",)
+    return config

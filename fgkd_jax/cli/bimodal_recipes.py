@@ -14,8 +14,13 @@ LEARNERS = ("bimodal", "vision", "text", "student")
 BACKBONES = ("resnet50", "vgg16", "vgg19")
 """The paper's networks."""
 
-ATTENTIVE: Mapping[str, Any] = {**NARROW, "strides": (2, 2, 2, 1)}
-"""The narrow network with a last map of 8 x 8 from 64 x 64 pixels: 16 blocks to choose from."""
+ATTENTIVE: Mapping[str, Any] = {
+    **NARROW,
+    "stage_sizes": (1, 1, 1),
+    "strides": (2, 2, 1),
+    "dilations": (1, 1, 1),
+}
+"""A narrow network with a last map of 16 x 16 from 64 x 64 pixels: 64 blocks to choose from."""
 
 IMAGE_OPTIONS = ("image_mean", "image_std", "brightness", "contrast", "saturation")
 """Options of methods on images, which a reader of texts has not."""

@@ -12,6 +12,7 @@ corrupt, with where to get it; the exit status is 1 when something is.
 
   fgkd data build procedural_birds/classification
   fgkd data check cub200_2011 --data_dir /data/CUB_200_2011
+  fgkd data check cub200_2011 --data_dir /data/CUB_200_2011 --captions_dir /data/text_c10
 
 data sets: procedural_birds/classification, procedural_birds/zero_shot, cub200_2011,
 cub200_2011/zero_shot, cifar10, cifar100, image_folder, xlsa17/NAME (SUN, CUB, AWA2), features (what
@@ -31,6 +32,12 @@ def define(values: flags.FlagValues) -> None:
         "data_dir",
         None,
         "folder of the data set; $FGKD_DATA_DIR or ~/.cache/fgkd_jax by default",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "captions_dir",
+        None,
+        "check: folder of captions of the images, text_c10 or the one it lies in",
         flag_values=values,
     )
 
@@ -56,10 +63,13 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
     if action not in ("build", "check"):
         raise UserError(f"fgkd data cannot '{action}'{nearest(action, ['build', 'check'])}")
     data_dir = get(values, "data_dir")
+    captions_dir = get(values, "captions_dir")
     if action == "build":
+        if captions_dir is not None:
+            raise UserError("fgkd data build makes no captions; expected --captions_dir of check")
         build_dataset(name, data_dir=data_dir)
         return 0
-    report = check_dataset(name, data_dir=data_dir)
+    report = check_dataset(name, data_dir=data_dir, captions_dir=captions_dir)
     print(report)
     return 0 if report.ok else 1
 

@@ -15,7 +15,13 @@ MIN_SIDE = 512
 LINES = 32
 """Most sampling lines that are drawn along an axis."""
 
-YELLOW = (255, 220, 0)
+YELLOW, WHITE = (255, 220, 0), (255, 255, 255)
+
+LINE = 20
+"""Height of a line of text, in pixels."""
+
+LEAST_WEIGHT = 0.005
+"""Of a phrase that is written beside a picture; less would be written as 0.00."""
 
 
 def attention_overlay(image: np.ndarray, attention: np.ndarray) -> np.ndarray:
@@ -86,6 +92,35 @@ def located_blocks(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return picture
 
 
+def beside_phrases(picture: np.ndarray, phrases: Sequence[Mapping[str, float]]) -> np.ndarray:
+    """Writes beside a picture what each stage attends to in a text, with the weights.
+
+    Args:
+      picture: uint8 [h, w, 3], RGB.
+      phrases: of each stage, the weight of each phrase; those of almost no weight, masked ones
+        among them, are left out.
+
+    Returns:
+      uint8 [H, W, 3], RGB: the picture, and to its right a stage under the other; H is more than h
+      only where the lines need it.
+    """
+    lines: list[tuple[str, tuple[int, int, int]]] = []
+    for stage, weights in enumerate(phrases, start=1):
+        lines += [("", WHITE)] if lines else []
+        lines.append((f"stage {stage}", YELLOW))
+        read = sorted(weights.items(), key=lambda one: -one[1])
+        told = [(f"{w:.2f} {_ascii(phrase)}", WHITE) for phrase, w in read if w >= LEAST_WEIGHT]
+        lines += told or [("nothing", WHITE)]
+    font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.5
+    widest = max((cv2.getTextSize(text, font, size, 1)[0][0] for text, _ in lines), default=0)
+    height = max(picture.shape[0], LINE * (len(lines) + 1))
+    both = np.zeros((height, picture.shape[1] + widest + LINE, 3), np.uint8)
+    both[: picture.shape[0], : picture.shape[1]] = picture
+    for row, (text, colour) in enumerate(lines, start=1):
+        cv2.putText(both, text, (picture.shape[1] + LINE // 2, LINE * row), font, size, colour, 1)
+    return both
+
+
 def framed_objects(image: np.ndarray, found: FoundBoxes, *, names: Sequence[str]) -> np.ndarray:
     """Frames objects, with class and score, in a colour for each class; the surest on top.
 
@@ -127,19 +162,26 @@ def _ascii(name: str) -> str:
     return name.encode("ascii", "replace").decode()
 
 
-def draw(image: np.ndarray, explained: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def draw(
+    image: np.ndarray,
+    explained: Mapping[str, np.ndarray],
+    phrases: Sequence[Mapping[str, float]] = (),
+) -> dict[str, np.ndarray]:
     """Draws everything that a method's `explain` tells of one image.
 
     Args:
       image: uint8 [h, w, 3], what the network read.
       explained: `located_box` of a method that locates blocks; or else `attention`, `structure`,
         `detail`, `sampled_rows` and `sampled_columns` of one that samples.
+      phrases: of a method that locates blocks and reads a text: for each stage, the weight of each
+        phrase, to be written beside the blocks.
 
     Returns:
       Pictures, uint8 [H, W, 3], by name: `blocks`; or `attention`, `grid`, `structure`, `detail`.
     """
     if "located_box" in explained:
-        return {"blocks": located_blocks(image, explained["located_box"])}
+        blocks = located_blocks(image, explained["located_box"])
+        return {"blocks": beside_phrases(blocks, phrases) if phrases else blocks}
     return {
         "attention": attention_overlay(image, explained["attention"]),
         "grid": sampling_grid(image, explained["sampled_rows"], explained["sampled_columns"]),

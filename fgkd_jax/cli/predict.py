@@ -13,12 +13,13 @@ from fgkd_jax.errors import UserError
 
 DESCRIPTION = """\
 Classifies image files with the network of a run, and prints the likeliest classes of each with
-their probabilities. Images are prepared as in the run's evaluation. A method that samples images
-also writes, for each of them, what it looked at: the attention over the image, the grid of sampled
-rows and columns, the sampled structure image and a detail image. One that locates blocks frames
-them on the image; with --caption it is given a text, and its phrases are printed with the weight
-that each stage gives them. A detector frames what it finds on the image, with class and score, and
-writes it as JSON beside the picture.
+their probabilities. Images are prepared as in the run's evaluation; where that crops to true boxes,
+all of a file is shown. A method that samples images also writes, for each of them, what it looked
+at: the attention over the image, the grid of sampled rows and columns, the sampled structure image
+and a detail image. One that locates blocks frames them on the image; with --caption it is given a
+text, and its phrases are printed, and written beside the blocks, with the weight that each stage
+gives them. A detector frames what it finds on the image, with class and score, and writes it as
+JSON beside the picture.
 
   fgkd predict --workdir runs/birds photo.jpg other.png
   fgkd predict --workdir runs/pma --caption "a red bird with black wings" photo.jpg
@@ -103,7 +104,7 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
         classes = [{"class": names[i], "probability": round(float(row[i]), 6)} for i in order]
         drawn: list[Path] = []
         if prediction.explained and folder != "none":
-            shown = pictures.draw(prediction.image, prediction.explained)
+            shown = pictures.draw(prediction.image, prediction.explained, prediction.phrases)
             drawn = pictures.write(Path(folder), title, shown)
         print(_line(path, classes, drawn, prediction.phrases, as_json=get(values, "json")))
     return 0

@@ -19,6 +19,10 @@ Finished seeds are not run again; a stopped one continues.
 
   fgkd reproduce classify_birds --seeds 3
   fgkd reproduce tasn_birds --seeds 3 --controls=false
+
+In the name of a teacher's file {seed} stands for the seed, so that each has a teacher of its own:
+
+  fgkd reproduce pma_birds:student --seeds 5 --config.pretrained.teacher=teacher{seed}.safetensors
 """
 
 HEADER = ("row", "published", "ours", "data", "seeds", "checkpoint", "command")
@@ -105,12 +109,19 @@ def reproduce_row(
     summaries = []
     for seed in range(seeds):
         session.say(f"{name}: seed {seed} of 0..{seeds - 1}")
-        seeded = dataclasses.replace(experiment, seed=seed)
+        seeded = _of_seed(experiment, seed)
         summaries.append(run_experiment(seeded, workdir=str(folder / f"seed{seed}")))
     command = shlex.join(["fgkd", "reproduce", name, "--seeds", str(seeds), *overrides])
     row = table_row(experiment, summaries, command=command)
     write_json(folder / "row.json", {**row, "versions": results.versions()})
     return row
+
+
+def _of_seed(experiment: Any, seed: int) -> Any:
+    """The experiment with a seed, and with the teacher of that seed."""
+    teacher = experiment.pretrained.teacher.replace("{seed}", str(seed))
+    pretrained = dataclasses.replace(experiment.pretrained, teacher=teacher)
+    return dataclasses.replace(experiment, seed=seed, pretrained=pretrained)
 
 
 def table_row(experiment: Any, summaries: list[dict[str, Any]], *, command: str) -> dict[str, Any]:

@@ -238,6 +238,8 @@ def predict_files(
 ) -> Iterator[Prediction]:
     """Predicts image files, one after the other.
 
+    A run that looks at true boxes is shown the whole of a file, which has no box.
+
     Args:
       restored: a run.
       paths: n image files.
@@ -262,6 +264,8 @@ def predict_files(
     # An image that cannot be read must not shift the rows of those behind it.
     images = restored.experiment.images("fgkd predict of classes")
     options = dataclasses.replace(images, on_corrupt="raise", extra_keys=())
+    if options.eval_geometry == "box":  # a file has none: all of it is shown
+        options = dataclasses.replace(options, eval_geometry="resize")
     if caption is None:
         options = dataclasses.replace(options, text=None)
     elif options.text is None:

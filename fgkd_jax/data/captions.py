@@ -9,7 +9,7 @@ the name of its image.
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -117,22 +117,17 @@ def inspect_captions(dataset: Dataset, captions_dir: str) -> tuple[SplitSources,
     root = nested if nested.is_dir() else root
     if not root.is_dir():
         raise UserError(f"there is no folder of captions {root}; {WHERE}")
-    files = _CaptionFiles(root)
+    names = {split: _names(dataset, split, root) for split in dataset.info.splits}
+    files = _CaptionFiles(root, [name for some in names.values() for name in some])
     problems: list[str] = []
     sources: dict[str, Source] = {}
     classes: dict[int, list[bool]] = {}
-    for split in dataset.info.splits:
+    for split, some in names.items():
         source = dataset.source(split)
-        names = getattr(source, "names", None)
-        if names is None:
-            raise UserError(
-                f"{dataset.info.name} is not made of image files; expected one that is, to find "
-                f"captions in {root} by their names"
-            )
-        found = tuple(files.of(name, split) for name in names)
+        found = tuple(files.of(name, split) for name in some)
         labels, ids = labels_and_ids(source)
         sources[split] = CaptionedSource(source, found, labels, ids)
-        for name, file, label in zip(names, found, labels.tolist(), strict=True):
+        for name, file, label in zip(some, found, labels.tolist(), strict=True):
             classes.setdefault(label, []).append(bool(file))
             if not file:
                 problems.append(f"image {name}: has no captions in {root}")
@@ -141,28 +136,51 @@ def inspect_captions(dataset: Dataset, captions_dir: str) -> tuple[SplitSources,
     return SplitSources(dataset.info, sources), tuple(problems)
 
 
-class _CaptionFiles:
-    """The files of captions under a root, by class folder and image; each is of one image."""
+def _names(dataset: Dataset, split: str, root: Path) -> tuple[str, ...]:
+    """The names of a split's image files."""
+    names = getattr(dataset.source(split), "names", None)
+    if names is None:
+        raise UserError(
+            f"{dataset.info.name} is not made of image files; expected one that is, to find "
+            f"captions in {root} by their names"
+        )
+    return tuple(names)
 
-    def __init__(self, root: Path):
+
+class _CaptionFiles:
+    """The files of captions under a root, by class folder and image; each is of one image.
+
+    A file whose class folder and name are those of an image is of no other class, so that a class
+    without captions is not given those of another that numbers its images alike.
+    """
+
+    def __init__(self, root: Path, images: Iterable[str]):
         self.problems: list[str] = []
         self._owners: dict[str, str] = {}
         self._by_place: dict[tuple[str, str], str] = {}
         self._by_stem: dict[str, str] = {}
+        places = {_place(image) for image in images}
         for path in sorted(root.glob("*/*.txt")):
-            self._by_place[path.parent.name, path.stem] = str(path)
-            self._by_stem[path.stem] = str(path)
+            place = _place(str(path))
+            self._by_place[place] = str(path)
+            if place not in places:
+                self._by_stem[path.stem] = str(path)
 
     def of(self, image: str, split: str) -> str:
         """The file of an image, by its folder and name, else by its name; "" for none."""
-        path, image = Path(image), f"{split}: {image}"
-        file = self._by_place.get((path.parent.name, path.stem)) or self._by_stem.get(path.stem, "")
+        place, image = _place(image), f"{split}: {image}"
+        file = self._by_place.get(place) or self._by_stem.get(place[1], "")
         owner = self._owners.setdefault(file, image) if file else image
         if owner != image:
             self.problems.append(
                 f"captions {file}: are those of {owner} and of {image}; expected names that differ"
             )
         return file
+
+
+def _place(path: str) -> tuple[str, str]:
+    """The folder that a file lies in, and its name without the ending."""
+    return Path(path).parent.name, Path(path).stem
 
 
 def with_text(dataset: Dataset, options: TextOptions) -> Dataset:

@@ -1,5 +1,6 @@
 """Looks for everything that is wrong with a data set, image by image."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,10 +12,14 @@ from tqdm import tqdm
 
 from fgkd_jax.data.base import CorruptImageError, Dataset, Inspection, Source
 from fgkd_jax.data.boxes import size_disagreement
+from fgkd_jax.data.captions import inspect_captions, read_captions
 from fgkd_jax.data.files import MISSING
 from fgkd_jax.data.images import configure_opencv, decode
 from fgkd_jax.data.report import Report
+from fgkd_jax.data.text import phrases_of
+from fgkd_jax.data.vocabulary import build_vocabulary
 from fgkd_jax.data.zero_shot import zero_shot_problems
+from fgkd_jax.errors import UserError
 
 _THREADS = 8
 _CHUNK = 1024
@@ -77,6 +82,46 @@ def check_examples(report: Report, dataset: Dataset) -> None:
             report.add(f"{split} images", len(part))
             found += part
     _summarise(report, found)
+
+
+def check_captions(report: Report, dataset: Dataset, captions_dir: str) -> None:
+    """Reads the captions of every image, and counts what they hold.
+
+    Args:
+      report: gets the rows and problems.
+      dataset: a data set of image files.
+      captions_dir: the folder `text_c10`, or the one that it lies in.
+    """
+    report.add("captions in", captions_dir)
+    try:
+        told, problems = inspect_captions(dataset, captions_dir)
+    except UserError as error:
+        report.problems.append(str(error))
+        return
+    report.problems += problems
+    counts: list[int] = []
+    phrases: list[tuple[str, ...]] = []
+    for split in told.info.splits:
+        for captions in _readable(told.source(split)):
+            counts.append(len(captions))
+            if split == "train":
+                phrases += phrases_of(captions, unique=False)
+    report.add("images with captions", len(counts))
+    if counts:
+        report.add("captions of an image", _range(min(counts), max(counts)))
+        report.add("words of training", len(build_vocabulary(phrases).words))
+
+
+def _readable(source: Source) -> Iterator[tuple[str, ...]]:
+    """The captions of the images whose file can be read."""
+    for file in getattr(source, "files", ()):
+        with contextlib.suppress(UserError):
+            if file:
+                yield read_captions(file)
+
+
+def _range(least: int, most: int) -> str:
+    return str(least) if least == most else f"{least} to {most}"
 
 
 @dataclass(frozen=True)
@@ -154,4 +199,4 @@ def _summarise(report: Report, found: list[_Found]) -> None:
     report.problems += [f"id {number} belongs to {ids[number]} images" for number in twice]
 
 
-__all__ = ["Report", "check_examples", "check_inspection"]
+__all__ = ["Report", "check_captions", "check_examples", "check_inspection"]

@@ -19,7 +19,7 @@ from fgkd_jax.data import (
     xlsa17,
 )
 from fgkd_jax.data.base import Dataset, Inspection
-from fgkd_jax.data.check import check_inspection
+from fgkd_jax.data.check import check_captions, check_inspection
 from fgkd_jax.data.report import Report
 from fgkd_jax.data.zero_shot import check_zero_shot
 from fgkd_jax.errors import UserError, nearest
@@ -66,12 +66,15 @@ def open_dataset(name: str, *, data_dir: str | None = None) -> Dataset:
     return check_zero_shot(_opener(name).open(name, data_dir))
 
 
-def check_dataset(name: str, *, data_dir: str | None = None) -> Report:
+def check_dataset(
+    name: str, *, data_dir: str | None = None, captions_dir: str | None = None
+) -> Report:
     """Looks for everything that is wrong with a data set, decoding every image.
 
     Args:
       name: as `open_dataset` takes it.
       data_dir: likewise.
+      captions_dir: folder of captions of its images, to be checked with them.
 
     Returns:
       The report, which prints as a table.
@@ -79,7 +82,16 @@ def check_dataset(name: str, *, data_dir: str | None = None) -> Report:
     Raises:
       UserError: there is no such data set.
     """
-    return _opener(name).check(name, data_dir)
+    opener = _opener(name)
+    report = opener.check(name, data_dir)
+    if captions_dir is not None:
+        try:
+            dataset = opener.open(name, data_dir)
+        except UserError:
+            report.problems.append(f"captions in {captions_dir}: not read, for the data set is not")
+        else:
+            check_captions(report, dataset, captions_dir)
+    return report
 
 
 def build_dataset(name: str, *, data_dir: str | None = None) -> None:

@@ -13,7 +13,7 @@ from fgkd_jax.evaluation.classification import (
     ClassificationEvaluator,
     label_rank,
 )
-from fgkd_jax.typing import Array, Batch, Bool, Float, Leaf
+from fgkd_jax.typing import Array, Batch, Bool, Float, Int, Leaf
 
 TEXTS = ("without_text", "with_other_text")
 """What is given in place of an image's own text."""
@@ -38,6 +38,24 @@ def holds_point(
     return jnp.any(inside & visible[:, None, :], axis=-1)
 
 
+CELLS = 32
+"""Cells along a side of an image, by which places of blocks are told apart."""
+
+
+def cell_of(boxes: Float[Array, "b n 4"]) -> Int[Array, "b n"]:
+    """Numbers the cell of the image that the middle of a box lies in.
+
+    Args:
+      boxes: (x_min, y_min, x_max, y_max) as shares of the image, in [0, 1].
+
+    Returns:
+      0 to `CELLS`^2 - 1, from left to right and top to bottom.
+    """
+    middle = (boxes[..., :2] + boxes[..., 2:]) / 2
+    column, row = jnp.moveaxis(jnp.clip(jnp.floor(middle * CELLS), 0, CELLS - 1), -1, 0)
+    return (row * CELLS + column).astype(jnp.int32)
+
+
 @struct.dataclass
 class BlockCounts:
     """Counts over the examples seen so far.
@@ -47,12 +65,16 @@ class BlockCounts:
       correct: int32 scalar by kind of text, examples whose largest logit is the label's.
       hits: float32 scalar, located blocks with a visible part.
       chance: float32 scalar, how many of them a random block would have been.
+      located_at: float32 [cells], located blocks by place.
+      held_at: float32 [cells], images whose block at the place has a visible part.
     """
 
     classification: ClassificationCounts
     correct: dict[str, Leaf]
     hits: Leaf
     chance: Leaf
+    located_at: Leaf
+    held_at: Leaf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +86,11 @@ class BlockEvaluator:
 
     `block_gain` = located blocks with a visible part / those that blocks drawn evenly would be:
     1 for blocks at random.
+
+    `place_gain` = located blocks with a visible part / those that blocks at the same places have in
+    all images on average: 1 for blocks that are the same in every image. Where objects are in the
+    middle of their images, `block_gain` is large for blocks that are always there, `place_gain` is
+    not. Blocks are told apart by the `CELLS` x `CELLS` cells that their middles lie in.
 
     Reads `logits` of the predictions and, where they are there, `logits_without_text`,
     `logits_with_other_text`, `located_box` and `block_boxes`; `label`, `mask`, `image` and `parts`
@@ -87,7 +114,7 @@ class BlockEvaluator:
     def figures(self) -> tuple[str, ...]:
         """Names of what `finalise` returns."""
         texts = tuple(f"accuracy_{name}" for name in self._texts)
-        blocks = ("block_gain",) if self.with_parts else ()
+        blocks = ("block_gain", "place_gain") if self.with_parts else ()
         return (*self.classification.figures, *texts, *blocks)
 
     def empty(self) -> BlockCounts:
@@ -101,6 +128,8 @@ class BlockEvaluator:
             correct=dict.fromkeys(self._texts, np.zeros((), np.int32)),
             hits=np.zeros((), np.float32),
             chance=np.zeros((), np.float32),
+            located_at=np.zeros(CELLS**2, np.float32),
+            held_at=np.zeros(CELLS**2, np.float32),
         )
 
     def update(
@@ -123,13 +152,11 @@ class BlockEvaluator:
             logits = predictions.get(f"logits_{name}", predictions["logits"])
             right = mask & (label_rank(logits.astype(jnp.float32), labels) == 0)
             correct[name] = correct[name] + jnp.sum(right, dtype=jnp.int32)
-        hits, chance = self._blocks(predictions, batch)
-        return BlockCounts(
-            classification=self.classification.update(counts.classification, predictions, batch),
-            correct=correct,
-            hits=counts.hits + hits,
-            chance=counts.chance + chance,
-        )
+        classification = self.classification.update(counts.classification, predictions, batch)
+        counts = dataclasses.replace(counts, classification=classification, correct=correct)
+        if not self.with_parts or "located_box" not in predictions:
+            return counts
+        return _count_blocks(counts, predictions["located_box"], predictions["block_boxes"], batch)
 
     def finalise(self, counts: BlockCounts) -> dict[str, float]:
         """Turns the counts of a whole split into figures.
@@ -139,7 +166,7 @@ class BlockEvaluator:
 
         Returns:
           Those of the classification; `accuracy_without_text` and `accuracy_with_other_text` in
-          [0, 1]; `block_gain`, NaN where no block could hold a part.
+          [0, 1]; `block_gain` and `place_gain`, NaN where no block could hold a part.
 
         Raises:
           UserError: no example was counted.
@@ -149,19 +176,32 @@ class BlockEvaluator:
         for name in self._texts:
             figures[f"accuracy_{name}"] = float(counts.correct[name] / figures["examples"])
         if self.with_parts:
-            chance = float(counts.chance)
-            figures["block_gain"] = float(counts.hits) / chance if chance else float("nan")
+            same_places = np.sum(counts.located_at * counts.held_at) / figures["examples"]
+            for name, chance in (("block_gain", counts.chance), ("place_gain", same_places)):
+                figures[name] = float(counts.hits / chance) if chance else float("nan")
         return figures
 
-    def _blocks(self, predictions: Mapping[str, Array], batch: Batch) -> tuple[Array, Array]:
-        """Located blocks with a part, and how many there would be by chance."""
-        if not self.with_parts or "located_box" not in predictions:
-            return jnp.zeros(()), jnp.zeros(())
-        height, width = batch["image"].shape[1:3]
-        points = batch["parts"][..., :2] / jnp.array([width, height], jnp.float32).reshape(1, 1, 2)
-        visible = (batch["parts"][..., 2] > 0) & batch["mask"][:, None]
-        located = predictions["located_box"]
-        there = jnp.any(located > 0, axis=-1)  # an empty box where no block was left
-        hit = holds_point(located, points, visible) & there
-        share = jnp.mean(holds_point(predictions["block_boxes"], points, visible), axis=1)
-        return jnp.sum(hit, dtype=jnp.float32), jnp.sum(share * jnp.sum(there, axis=1))
+
+def _count_blocks(
+    counts: BlockCounts,
+    located: Float[Array, "b s 4"],
+    boxes: Float[Array, "b n 4"],
+    batch: Batch,
+) -> BlockCounts:
+    """Adds located blocks with a part, how many there would be by chance, and where they are."""
+    height, width = batch["image"].shape[1:3]
+    points = batch["parts"][..., :2] / jnp.array([width, height], jnp.float32).reshape(1, 1, 2)
+    visible = (batch["parts"][..., 2] > 0) & batch["mask"][:, None]
+    # An empty box where no block was left.
+    there = jnp.any(located > 0, axis=-1) & batch["mask"][:, None]
+    hit = holds_point(located, points, visible) & there
+    held = holds_point(boxes, points, visible)
+    share = jnp.mean(held, axis=1)
+    at_place = jnp.zeros(CELLS**2, jnp.float32)
+    return dataclasses.replace(
+        counts,
+        hits=counts.hits + jnp.sum(hit, dtype=jnp.float32),
+        chance=counts.chance + jnp.sum(share * jnp.sum(there, axis=1)),
+        located_at=counts.located_at + at_place.at[cell_of(located)].add(there),
+        held_at=counts.held_at + at_place.at[cell_of(boxes)].add(held),
+    )

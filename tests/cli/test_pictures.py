@@ -82,3 +82,27 @@ def test_located_blocks_are_framed_and_the_rest_is_dark():
     assert not yellow[300:340].any()
     nothing = pictures.located_blocks(IMAGE, boxes[2:])
     assert (nothing == 50).all()
+
+
+def test_phrases_are_written_beside_the_blocks_of_their_stages():
+    boxes = np.array([[0.0, 0.0, 0.5, 0.25], [0.5, 0.5, 1.0, 1.0]])
+    phrases = ({"red bird": 0.25, "black wings": 0.75}, {"red bird": 1.0, "black wings": 0.0})
+    alone = pictures.draw(IMAGE, {"located_box": boxes})["blocks"]
+    both = pictures.draw(IMAGE, {"located_box": boxes}, phrases)["blocks"]
+    np.testing.assert_array_equal(both[:, : alone.shape[1]], alone)
+    panel = both[:, alone.shape[1] :]
+    assert panel.shape[0] == alone.shape[0]
+    lit = panel.max(axis=(1, 2)) > 100
+    written = [bool(lit[20 * row - 10 : 20 * row].any()) for row in range(1, 9)]
+    # A heading and two phrases, an empty line, a heading and the one phrase that has a weight.
+    assert written == [True, True, True, False, True, True, False, False]
+    yellow = (panel == pictures.YELLOW).all(2).any(1)
+    assert yellow[:20].any()
+    assert not yellow[20:80].any()
+    # The larger weight comes first, in whatever order they are given.
+    swapped = ({"black wings": 0.75, "red bird": 0.25}, phrases[1])
+    same = pictures.draw(IMAGE, {"located_box": boxes}, swapped)["blocks"]
+    np.testing.assert_array_equal(both, same)
+    nothing = pictures.beside_phrases(alone[:8], ({"a bird": 0.0},) * 3)
+    assert nothing.shape[0] > 8
+    assert pictures.beside_phrases(alone, ()).shape[0] == alone.shape[0]

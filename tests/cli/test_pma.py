@@ -123,6 +123,24 @@ def test_a_student_learns_from_the_file_and_ships_as_a_classifier(folder, tmp_pa
     assert load_metadata(output)["method"]["name"] == "classifier"
 
 
+def test_each_seed_of_a_row_may_have_a_teacher_of_its_own(folder, tmp_path, capsys):
+    for seed in range(2):
+        shutil.copy(folder / "t.safetensors", tmp_path / f"t{seed}.safetensors")
+    runs = tmp_path / "runs"
+    command = ["reproduce", str(folder / "student.py"), "--seeds", "2", "--workdir", str(runs)]
+    named = f"--config.pretrained.teacher={tmp_path}/t{{seed}}.safetensors"
+    assert main([*command, named]) == 0
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert "t{seed}.safetensors" in row
+    for seed in range(2):
+        config = json.loads((runs / "student" / f"seed{seed}" / "config.json").read_text())
+        assert config["pretrained"]["teacher"] == f"{tmp_path}/t{seed}.safetensors"
+        assert config["seed"] == seed
+    (tmp_path / "t1.safetensors").unlink()
+    line = refused(capsys, main([*command, named]))
+    assert "t1.safetensors" in line
+
+
 def test_image_files_are_predicted_with_a_text_or_without(folder, tmp_path, capsys):
     image = str(folder / "data" / "test" / "red" / "test0.png")
     command = ["predict", "--workdir", str(folder / "teacher"), "--pictures", str(tmp_path)]
@@ -137,8 +155,26 @@ def test_image_files_are_predicted_with_a_text_or_without(folder, tmp_path, caps
     told = json.loads(capsys.readouterr().out)
     assert [list(stage) for stage in told["phrases"]] == [["red square", "dark spots", "? ?"]] * 3
     assert sum(told["phrases"][0].values()) == pytest.approx(1.0, abs=1e-3)
+    written = cv2.imread(told["pictures"][0])
+    assert written.shape[0] == 512
+    assert written.shape[1] > 512 + 100  # phrases beside the blocks
     assert main([*command, *caption, image]) == 0
     assert "  stage 1: red square 0." in capsys.readouterr().out
+
+
+def test_a_run_on_true_boxes_is_shown_all_of_a_file(folder, tmp_path, capsys):
+    image = str(folder / "data" / "test" / "blue" / "test1.png")
+    boxes = tmp_path / "boxes"
+    shutil.copytree(folder / "teacher", boxes)
+    config = json.loads((boxes / "config.json").read_text())
+    assert config["data"]["eval_geometry"] == "resize"
+    config["data"]["eval_geometry"] = "box"
+    (boxes / "config.json").write_text(json.dumps(config))
+    told = []
+    for run in (folder / "teacher", boxes):
+        assert main(["predict", "--workdir", str(run), "--json", image]) == 0
+        told.append(json.loads(capsys.readouterr().out)["classes"])
+    assert told[0] == told[1]
 
 
 def test_another_vocabulary_is_refused(folder, tmp_path, capsys):

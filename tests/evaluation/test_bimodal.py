@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fgkd_jax.evaluation import EVALUATORS, BlockEvaluator, ClassificationEvaluator, holds_point
+from fgkd_jax.evaluation.bimodal import cell_of
 
 
 class Info:
@@ -88,6 +89,42 @@ def test_blocks_are_judged_by_the_parts_they_hold():
     assert evaluate(evaluator, bad, batch)["block_gain"] == 0.0
     nothing = {**first, "located_box": located[:, 2:]}
     assert np.isnan(evaluate(evaluator, nothing, batch)["block_gain"])
+
+
+def test_blocks_at_one_place_are_judged_by_what_is_there_in_other_images():
+    """Four blocks, of 20 x 10 pixels; parts are left of the middle in all images but one."""
+    corners = [[x, y, x + 0.5, y + 0.5] for y in (0, 0.5) for x in (0, 0.5)]
+    boxes = jnp.broadcast_to(jnp.array(corners, jnp.float32), (5, 4, 4))
+    parts = [[[2, 2, 1]], [[3, 3, 1]], [[2, 7, 1]], [[12, 8, 1]], [[2, 2, 1]]]
+    batch = make_batch([0] * 5, mask=[True] * 4 + [False], parts=parts)
+    evaluator = EVALUATORS["block_classification"](Info(), ("parts",), 1)
+
+    def gains(located):
+        chosen = jnp.take_along_axis(boxes, jnp.array(located)[:, None, None], axis=1)
+        predictions = {"logits": one_hot([0] * 5), "block_boxes": boxes, "located_box": chosen}
+        figures = evaluate(evaluator, predictions, batch)
+        return figures["block_gain"], figures["place_gain"]
+
+    # Always the first block: twice as good as chance, and no better than the place is.
+    assert gains([0, 0, 0, 0, 0]) == (2.0, 1.0)
+    # Where the part is: 4 hits, and places hold it in (2 * 2 + 1 + 1) / 4 of them.
+    assert gains([0, 0, 2, 3, 0]) == (4.0, pytest.approx(4 / 1.5))
+    # The same places in images in which they hold nothing: of 6 / 4 expected there is none.
+    assert gains([2, 3, 0, 0, 3]) == (0.0, 0.0)
+    assert np.isnan(gains([1, 1, 1, 1, 0])[1])
+
+
+def test_blocks_have_cells_of_their_own():
+    for columns in (1, 2, 7, 32):
+        rows = columns // 2 + 1
+        left, top = np.meshgrid(np.arange(columns) / columns, np.arange(rows) / rows)
+        corners = [left, top, left + 1 / columns, top + 1 / rows]
+        boxes = np.stack([c.reshape(-1) for c in corners], axis=-1).astype(np.float32)
+        cells = np.asarray(cell_of(jnp.asarray(boxes[None])))[0]
+        assert len(set(cells.tolist())) == len(cells)
+        assert cells.min() >= 0
+        assert cells.max() < 32 * 32
+        assert (np.diff(cells) > 0).all()
 
 
 def test_counts_do_not_depend_on_the_batches():

@@ -275,8 +275,7 @@ class BirdSource(_StoredSource):
         Returns:
           Ten sentences.
         """
-        visible = self._record(index)["visible_attributes"]
-        return CONFIGS[self.config].captions_of(visible, self.split, operator.index(index))
+        return _captions(self, operator.index(index))
 
     def __getitem__(self, index: int) -> Example:
         record = self._record(index)
@@ -311,6 +310,13 @@ class SceneSource(_StoredSource):
         return {
             key: value[:count] if key.startswith("box") else value for key, value in record.items()
         }
+
+
+@functools.lru_cache(maxsize=2**14)
+def _captions(source: BirdSource, index: int) -> tuple[str, ...]:
+    """Tells what can be seen of a bird, once per process: that takes longer than reading."""
+    visible = source._record(index)["visible_attributes"]
+    return CONFIGS[source.config].captions_of(visible, source.split, index)
 
 
 @functools.lru_cache(maxsize=16)

@@ -9,6 +9,7 @@ from typing import Any
 from absl import flags
 
 from fgkd_jax.cli.command import DEVICE_HELP, Command, get
+from fgkd_jax.cli.figures import is_share
 from fgkd_jax.errors import UserError
 
 DESCRIPTION = """\
@@ -203,8 +204,7 @@ def _title(name: str) -> str:
 
 
 def _spread(name: str, figure: dict[str, Any]) -> str:
-    share = name.endswith("accuracy")
-    factor, digits, unit = (100, 1, "%") if share else (1, 2, "")
+    factor, digits, unit = (100, 1, "%") if is_share(name) else (1, 2, "")
     mean = f"{factor * figure['mean']:.{digits}f}"
     if figure["std"] is None:
         return f"{mean}{unit} (one seed)"

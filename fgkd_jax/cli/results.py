@@ -15,6 +15,7 @@ from absl import flags
 from fgkd_jax import __version__
 from fgkd_jax.cli.command import get
 from fgkd_jax.cli.experiment import Experiment, PretrainedOptions
+from fgkd_jax.cli.figures import is_share
 from fgkd_jax.cli.session import open_checkpoints, open_data, open_run, say, use_platform
 from fgkd_jax.cli.weights import check_words
 from fgkd_jax.cli.workdir import read_experiment
@@ -174,7 +175,7 @@ def results_table(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _figure(name: str, value: float) -> str:
-    if name.endswith("accuracy"):
+    if is_share(name):
         return f"{value:.1%}"
     return str(value) if isinstance(value, int) else f"{value:.4f}"
 

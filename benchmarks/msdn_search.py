@@ -144,7 +144,6 @@ class Division:
             f"--config.data.validation_fraction={arguments.fraction}",
             f"--config.data.validation_seed={seed}",
             "--config.report.split=validation",
-            "--config.report.unseen_offset=0.1",  # some, for configs whose rows need one
             *arguments.override,
         ]
         self.options, self.config = options, arguments.config

@@ -27,7 +27,7 @@ from fgkd_jax.methods.detector import (
     stage_strides,
     term,
 )
-from fgkd_jax.methods.detector_network import FeatureMaps, Levels
+from fgkd_jax.methods.detector_network import FeatureMaps, Levels, Maps
 from fgkd_jax.methods.map_comparison import ComparedMaps, Terms, compare_maps, map_size
 from fgkd_jax.methods.teaching_masks import MASKS, Masks, Scene
 from fgkd_jax.models.adaptation import Adapters
@@ -207,7 +207,7 @@ class Decoupled(Detector):
         own: Variables,
         frozen: Variables,
         levels: Levels,
-        taught: Levels,
+        taught: Maps,
         batch: Batch,
         key: Key[Array, ""],
     ) -> tuple[Terms, dict[str, Metric]]:

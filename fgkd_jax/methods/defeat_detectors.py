@@ -10,7 +10,7 @@ from fgkd_jax.errors import UserError, nearest
 from fgkd_jax.losses.decoupled import decoupled_logits, decoupled_scores
 from fgkd_jax.methods.defeat import Decoupled
 from fgkd_jax.methods.detector import Detector
-from fgkd_jax.methods.detector_network import Levels
+from fgkd_jax.methods.detector_network import Levels, Maps
 from fgkd_jax.methods.faster_rcnn import FasterRCNN
 from fgkd_jax.methods.map_comparison import Terms
 from fgkd_jax.methods.retinanet import RetinaNet
@@ -44,7 +44,7 @@ class DefeatFasterRCNN(Decoupled, FasterRCNN):
         own: Variables,
         frozen: Variables,
         levels: Levels,
-        taught: Levels,
+        taught: Maps,
         batch: Batch,
         key: Key[Array, ""],
     ) -> tuple[Terms, dict[str, Metric]]:
@@ -110,7 +110,7 @@ class DefeatRetinaNet(Decoupled, RetinaNet):
         own: Variables,
         frozen: Variables,
         levels: Levels,
-        taught: Levels,
+        taught: Maps,
         batch: Batch,
         key: Key[Array, ""],
     ) -> tuple[Terms, dict[str, Metric]]:

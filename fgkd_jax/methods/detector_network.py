@@ -19,6 +19,9 @@ from fgkd_jax.typing import Array, Float
 Levels = tuple[Float[Array, "b _ _ c"], ...]
 """The maps of a pyramid, from fine to coarse."""
 
+Maps = tuple[Float[Array, "b _ _ _"], ...]
+"""Maps of any channels, from fine to coarse."""
+
 
 class FeatureMaps(NamedTuple):
     """What a backbone and the pyramid on it make of images.
@@ -28,7 +31,7 @@ class FeatureMaps(NamedTuple):
       levels: of the pyramid, from fine to coarse.
     """
 
-    stages: Levels
+    stages: Maps
     levels: Levels
 
 
@@ -83,7 +86,7 @@ class PyramidNetwork(nn.Module):
         """
         return self.maps(x, train=train).levels
 
-    def frozen(self, x: Float[Array, "b h w 3"]) -> Levels:
+    def frozen(self, x: Float[Array, "b h w 3"]) -> Maps:
         """Runs the frozen stages.
 
         Args:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from fgkd_jax.losses.decoupled import decoupled_features
 from fgkd_jax.methods.detector import image_sizes, term
-from fgkd_jax.methods.detector_network import Levels
+from fgkd_jax.methods.detector_network import Maps
 from fgkd_jax.methods.teaching_masks import Masks
 from fgkd_jax.protocols import LossTerm
 from fgkd_jax.typing import Array, Batch, Bool, Float
@@ -32,8 +32,8 @@ class ComparedMaps(NamedTuple):
     name: str
     indices: tuple[int, ...]
     adapters: str
-    student: Levels
-    teacher: Levels
+    student: Maps
+    teacher: Maps
     masks: Masks
     strides: tuple[int, ...]
     weights: tuple[float, float]

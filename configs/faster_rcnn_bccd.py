@@ -24,13 +24,13 @@ def get_config(variant="student"):
       variant: a key of `TITLES`.
     """
     variant_of("faster_rcnn_bccd", variant, TITLES)
-    method = {"name": "faster_rcnn"}
+    method, steps = {"name": "faster_rcnn"}, SMALL_STEPS["bccd"]["faster_rcnn"]
     if variant == "teacher":
-        method["backbone"] = dict(WIDE_BACKBONE)
+        method["backbone"], steps = dict(WIDE_BACKBONE), 2 * steps
     return narrow_detector(
         method,
         heads="regions",
         data=SMALL_SCENES["bccd"],
-        steps=SMALL_STEPS["faster_rcnn"],
+        steps=steps,
         report={"title": f"Faster R-CNN, {TITLES[variant]}, BCCD at 240 x 320"},
     )

@@ -23,13 +23,13 @@ def get_config(variant="student"):
       variant: a key of `TITLES`.
     """
     variant_of("faster_rcnn_birds", variant, TITLES)
-    method = {"name": "faster_rcnn"}
+    method, steps = {"name": "faster_rcnn"}, SMALL_STEPS["birds"]["faster_rcnn"]
     if variant == "teacher":
-        method["backbone"] = dict(WIDE_BACKBONE)
+        method["backbone"], steps = dict(WIDE_BACKBONE), 2 * steps
     return narrow_detector(
         method,
         heads="regions",
         data=SMALL_SCENES["birds"],
-        steps=SMALL_STEPS["faster_rcnn"],
+        steps=steps,
         report={"title": f"Faster R-CNN, {TITLES[variant]}, 192 x 192"},
     )

@@ -24,13 +24,13 @@ def get_config(variant="student"):
       variant: a key of `TITLES`.
     """
     variant_of("retinanet_bccd", variant, TITLES)
-    method = {"name": "retinanet"}
+    method, steps = {"name": "retinanet"}, SMALL_STEPS["bccd"]["retinanet"]
     if variant == "teacher":
-        method["backbone"] = dict(WIDE_BACKBONE)
+        method["backbone"], steps = dict(WIDE_BACKBONE), 2 * steps
     return narrow_detector(
         method,
         heads="dense",
         data=SMALL_SCENES["bccd"],
-        steps=SMALL_STEPS["retinanet"],
+        steps=steps,
         report={"title": f"RetinaNet, {TITLES[variant]}, BCCD at 240 x 320"},
     )

@@ -23,13 +23,13 @@ def get_config(variant="student"):
       variant: a key of `TITLES`.
     """
     variant_of("retinanet_birds", variant, TITLES)
-    method = {"name": "retinanet"}
+    method, steps = {"name": "retinanet"}, SMALL_STEPS["birds"]["retinanet"]
     if variant == "teacher":
-        method["backbone"] = dict(WIDE_BACKBONE)
+        method["backbone"], steps = dict(WIDE_BACKBONE), 2 * steps
     return narrow_detector(
         method,
         heads="dense",
         data=SMALL_SCENES["birds"],
-        steps=SMALL_STEPS["retinanet"],
+        steps=steps,
         report={"title": f"RetinaNet, {TITLES[variant]}, 192 x 192"},
     )

@@ -239,12 +239,13 @@ def _yes_no_divergence(student: Array, teacher: Array, where: Array, temperature
         jnp.where(where[:, None], logits.astype(wide), 0.0) / temperature
         for logits in (student, teacher)
     )
-    both = [
-        jax.nn.sigmoid(sign * theirs)
-        * (jax.nn.log_sigmoid(sign * theirs) - jax.nn.log_sigmoid(sign * ours))
-        for sign in (1.0, -1.0)
-    ]
-    return temperature**2 * jnp.sum(both[0] + both[1], axis=-1)
+
+    def part(sign: float) -> Array:
+        q = jax.nn.sigmoid(sign * theirs)
+        difference = jax.nn.log_sigmoid(sign * theirs) - jax.nn.log_sigmoid(sign * ours)
+        return jnp.where(q > 0, q * difference, 0.0)
+
+    return temperature**2 * jnp.sum(part(1.0) + part(-1.0), axis=-1)
 
 
 def _divergence(student: Array, teacher: Array, where: Array, temperature: float) -> Array:

@@ -33,6 +33,6 @@ def get_config(variant="defeat"):
         },
         heads="dense",
         data=SMALL_SCENES["birds"],
-        steps=SMALL_STEPS["birds"]["retinanet"],
+        steps=SMALL_STEPS["birds"]["dense"],
         report={"title": f"RetinaNet, narrow ResNet, {TEACHING_TITLES[variant]}, 192 x 192"},
     )

@@ -153,14 +153,20 @@ TEACHING: Mapping[str, Mapping[str, Any]] = {
         "count_padding": True,
         "released_masks": True,
     },
-    "imitation": {"mask": "everything", "background_weight": 0.0, **HEADLESS},
+    "imitation": {
+        "mask": "everything",
+        "object_weight": 15.0,
+        "background_weight": 0.0,
+        **HEADLESS,
+    },
     "object": {"background_weight": 0.0, **HEADLESS},
     "background": {"object_weight": 0.0, **HEADLESS},
     "fine_grained": {"mask": "near_anchors", "background_weight": 0.0, **HEADLESS},
     "gaussian": {"mask": "gaussian", "background_weight": 0.0, **HEADLESS},
 }
 """Options by what the student takes from its teacher: DeFeat; DeFeat as released for VOC, without
-heads; and, of the pyramid alone, everything, one part, or one part by the masks of others."""
+heads; and, of the pyramid alone, everything (with the sum of DeFeat's weights), one part, or one
+part by the masks of others."""
 
 TEACHING_TITLES: Mapping[str, str] = {
     "defeat": "DeFeat",

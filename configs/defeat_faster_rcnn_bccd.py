@@ -33,7 +33,7 @@ def get_config(variant="defeat"):
         },
         heads="regions",
         data=SMALL_SCENES["bccd"],
-        steps=SMALL_STEPS["bccd"]["regions"],
+        steps=SMALL_STEPS["regions"],
         report={
             "title": f"Faster R-CNN, narrow ResNet, {TEACHING_TITLES[variant]}, BCCD at 240 x 320"
         },

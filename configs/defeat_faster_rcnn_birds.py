@@ -33,6 +33,6 @@ def get_config(variant="defeat"):
         },
         heads="regions",
         data=SMALL_SCENES["birds"],
-        steps=SMALL_STEPS["birds"]["regions"],
+        steps=SMALL_STEPS["regions"],
         report={"title": f"Faster R-CNN, narrow ResNet, {TEACHING_TITLES[variant]}, 192 x 192"},
     )

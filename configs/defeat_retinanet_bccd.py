@@ -33,7 +33,7 @@ def get_config(variant="defeat"):
         },
         heads="dense",
         data=SMALL_SCENES["bccd"],
-        steps=SMALL_STEPS["bccd"]["dense"],
+        steps=SMALL_STEPS["dense"],
         report={
             "title": f"RetinaNet, narrow ResNet, {TEACHING_TITLES[variant]}, BCCD at 240 x 320"
         },

@@ -33,6 +33,6 @@ def get_config(variant="defeat"):
         },
         heads="dense",
         data=SMALL_SCENES["birds"],
-        steps=SMALL_STEPS["birds"]["dense"],
+        steps=SMALL_STEPS["dense"],
         report={"title": f"RetinaNet, narrow ResNet, {TEACHING_TITLES[variant]}, 192 x 192"},
     )

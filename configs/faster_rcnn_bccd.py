@@ -24,7 +24,7 @@ def get_config(variant="student"):
       variant: a key of `TITLES`.
     """
     variant_of("faster_rcnn_bccd", variant, TITLES)
-    method, steps = {"name": "faster_rcnn"}, SMALL_STEPS["bccd"]["regions"]
+    method, steps = {"name": "faster_rcnn"}, SMALL_STEPS["regions"]
     if variant == "teacher":
         method["backbone"], steps = dict(WIDE_BACKBONE), 2 * steps
     return narrow_detector(

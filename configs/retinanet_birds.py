@@ -23,7 +23,7 @@ def get_config(variant="student"):
       variant: a key of `TITLES`.
     """
     variant_of("retinanet_birds", variant, TITLES)
-    method, steps = {"name": "retinanet"}, SMALL_STEPS["birds"]["dense"]
+    method, steps = {"name": "retinanet"}, SMALL_STEPS["dense"]
     if variant == "teacher":
         method["backbone"], steps = dict(WIDE_BACKBONE), 2 * steps
     return narrow_detector(

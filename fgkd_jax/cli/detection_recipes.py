@@ -143,8 +143,8 @@ def voc_run(*, learning_rate: float = 0.01) -> DetectionRun:
 
 
 SMALL_STEPS: Mapping[str, int] = {"regions": 400, "dense": 800}
-"""Steps of a narrow detector by its heads, the same whether it learns alone or from a teacher, which
-had twice as many."""
+"""Steps of a narrow detector by its heads, the same whether it learns alone or from a teacher,
+which had twice as many."""
 
 SMALL_SCENES: Mapping[str, Mapping[str, Any]] = {
     "bccd": {

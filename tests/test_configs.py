@@ -228,7 +228,7 @@ def test_controls_are_configs(name):
         ("defeat_faster_rcnn_bccd:imitate", "comparison 'imitate'; did you mean 'imitation'"),
         (
             "defeat_retinanet_coco:resnet50",
-            "retinanet_coco has no variant 'resnet50'; expected one",
+            "retinanet_coco has no variant 'resnet50'; did you mean",
         ),
         ("defeat_faster_rcnn_coco:object,gaussian", "has two of a kind; expected one"),
         ("faster_rcnn_voc:resnet110", "no variant 'resnet110'; did you mean 'resnet101'"),

@@ -10,9 +10,9 @@ from fgkd_jax.cli.detection_recipes import (
     BUCKETS,
     PUBLISHED,
     photographs_with_boxes,
+    variant_of,
     voc_run,
 )
-from fgkd_jax.errors import UserError, nearest
 
 LEARNING_RATES = {"resnet50": 0.01, "resnet101": 0.02}
 
@@ -23,9 +23,7 @@ def get_config(backbone="resnet50"):
     Args:
       backbone: a key of `LEARNING_RATES`.
     """
-    if backbone not in LEARNING_RATES:
-        hint = nearest(backbone, LEARNING_RATES)
-        raise UserError(f"faster_rcnn_voc has no variant {backbone!r}{hint}")
+    variant_of("faster_rcnn_voc", backbone, LEARNING_RATES)
     return photographs_with_boxes(
         {"name": "faster_rcnn", "backbone": {**PUBLISHED["backbone"], "name": backbone}},
         voc_run(learning_rate=LEARNING_RATES[backbone]),

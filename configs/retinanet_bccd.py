@@ -3,23 +3,34 @@
 RetinaNet with a narrow ResNet on photographs of blood cells at 240 x 320 pixels, from random
 weights. BCCD is a folder in the format of PASCAL VOC; get it from
 https://github.com/Shenggan/BCCD_Dataset.
+`:teacher` is the wider network that students learn from, see `configs/defeat_retinanet_bccd.py`.
 """
 
-from fgkd_jax.cli.detection_recipes import BUCKETS, narrow_detector
+from fgkd_jax.cli.detection_recipes import (
+    SMALL_SCENES,
+    SMALL_STEPS,
+    WIDE_BACKBONE,
+    narrow_detector,
+    variant_of,
+)
+
+TITLES = {"student": "narrow ResNet", "teacher": "wider ResNet"}
 
 
-def get_config():
-    """Returns the config."""
+def get_config(variant="student"):
+    """Returns the config.
+
+    Args:
+      variant: a key of `TITLES`.
+    """
+    variant_of("retinanet_bccd", variant, TITLES)
+    method, steps = {"name": "retinanet"}, SMALL_STEPS["dense"]
+    if variant == "teacher":
+        method["backbone"], steps = dict(WIDE_BACKBONE), 2 * steps
     return narrow_detector(
-        {"name": "retinanet"},
+        method,
         heads="dense",
-        data={
-            "dataset": "voc_xml",
-            "buckets": BUCKETS["bccd"],
-            "max_boxes": 40,
-            "scale": (0.7, 1.0),
-            "crop_probability": 0.5,
-        },
-        steps=2400,
-        report={"title": "RetinaNet, narrow ResNet, BCCD at 240 x 320"},
+        data=SMALL_SCENES["bccd"],
+        steps=steps,
+        report={"title": f"RetinaNet, {TITLES[variant]}, BCCD at 240 x 320"},
     )

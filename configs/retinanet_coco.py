@@ -2,25 +2,34 @@
 
 RetinaNet with ResNet-50 on COCO 2017, mmdet's schedule of 12 epochs. COCO is a folder with
 `annotations` and `train2017`; WEIGHTS a file of torchvision's ResNet-50, or what `fgkd export`
-wrote of one.
+wrote of one. `:resnet101` and `:resnet152` are teachers of
+`configs/defeat_retinanet_coco.py`, with WEIGHTS of their own.
 """
 
 from fgkd_jax.cli.detection_recipes import (
     BUCKETS,
     COCO_FIGURES,
+    COCO_NETWORKS,
+    PUBLISHED,
     coco_run,
     photographs_with_boxes,
+    variant_of,
 )
 
 
-def get_config():
-    """Returns the config."""
+def get_config(backbone="resnet50"):
+    """Returns the config.
+
+    Args:
+      backbone: one of `COCO_NETWORKS`.
+    """
+    variant_of("retinanet_coco", backbone, COCO_NETWORKS)
     return photographs_with_boxes(
-        {"name": "retinanet"},
+        {"name": "retinanet", "backbone": {**PUBLISHED["backbone"], "name": backbone}},
         coco_run(learning_rate=0.01, clip_norm=35.0),
         data={"dataset": "coco_json", "buckets": BUCKETS["coco"]},
         report={
-            "title": "RetinaNet, ResNet-50, COCO 2017, 12 epochs",
+            "title": f"RetinaNet, {backbone}, COCO 2017, 12 epochs",
             "split": "validation",
             "figures": COCO_FIGURES,
         },

@@ -44,6 +44,9 @@ def test_first_line_is_the_command(name):
 
 
 SIZES_OF = {
+    "defeat_faster_rcnn_coco": "coco2017",
+    "defeat_faster_rcnn_voc": "voc0712",
+    "defeat_retinanet_coco": "coco2017",
     "faster_rcnn_coco": "coco2017",
     "faster_rcnn_voc": "voc0712",
     "retinanet_coco": "coco2017",
@@ -57,6 +60,8 @@ SIZES_OF = {
 
 OVERRIDES = {
     "classify_folder": ["--config.method.num_classes=7"],
+    "defeat_faster_rcnn_bccd": ["--config.method.num_classes=3"],
+    "defeat_retinanet_bccd": ["--config.method.num_classes=3"],
     "faster_rcnn_bccd": ["--config.method.num_classes=3"],
     "retinanet_bccd": ["--config.method.num_classes=3"],
 }
@@ -142,6 +147,15 @@ VARIANTS = (
     "classify_birds:longer",
     "classify_birds:full",
     "faster_rcnn_voc:resnet101",
+    "faster_rcnn_bccd:teacher",
+    "retinanet_coco:resnet101",
+    "defeat_faster_rcnn_voc:reference",
+    "defeat_faster_rcnn_coco:resnet101",
+    "defeat_faster_rcnn_bccd:imitation",
+    "defeat_faster_rcnn_birds:object",
+    "defeat_faster_rcnn_birds:background",
+    "defeat_retinanet_bccd:fine_grained",
+    "defeat_retinanet_birds:gaussian",
     "mcl_birds:dml",
     "mcl_birds:afd",
     "mcl_birds:kd",
@@ -211,6 +225,12 @@ def test_controls_are_configs(name):
         ("pma_birds:bimodel", "no variant 'bimodel'; did you mean 'bimodal'"),
         ("pma_cub:vgg16,vgg19", "variant 'vgg16,vgg19' has both vgg16 and vgg19"),
         ("pma_cars:student", "pma_cars has no variant 'student'; expected one of resnet50, "),
+        ("defeat_faster_rcnn_bccd:imitate", "comparison 'imitate'; did you mean 'imitation'"),
+        (
+            "defeat_retinanet_coco:resnet50",
+            "retinanet_coco has no variant 'resnet50'; did you mean",
+        ),
+        ("defeat_faster_rcnn_coco:object,gaussian", "has two of a kind; expected one"),
         ("faster_rcnn_voc:resnet110", "no variant 'resnet110'; did you mean 'resnet101'"),
         ("classify_birds:longest", "no variant 'longest'; did you mean 'longer'"),
     ],

@@ -1,12 +1,14 @@
 """What the configs of object detection have in common."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from fgkd_jax.cli.recipes import NO_RUN
+from fgkd_jax.errors import UserError, nearest
+from fgkd_jax.methods.defeat_detectors import TEACHING, TEACHING_TITLES, teaching
 
 COCO_IMAGES = 118_287
 """Training images of COCO 2017."""
@@ -14,8 +16,12 @@ COCO_IMAGES = 118_287
 VOC_IMAGES = 16_551
 """Images of VOC 2007 trainval and VOC 2012 trainval together."""
 
+COCO_NETWORKS = ("resnet50", "resnet101", "resnet152")
+"""Backbones of detectors of COCO: the student's, and two for teachers."""
+
 COCO_FIGURES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 VOC_FIGURES = ("voc_AP50", "background_false_positives")
+SMALL_FIGURES = ("AP", "AP50", "background_false_positives")
 
 PUBLISHED: Mapping[str, Any] = {
     "backbone": {"name": "resnet50", "frozen_norm": ".", "dtype": "bfloat16"},
@@ -28,7 +34,7 @@ NARROW_DETECTOR: Mapping[str, Any] = {
         "name": "resnet_narrow",
         "stem": "imagenet",
         "strides": (1, 2, 2, 2),
-        "width": 16,
+        "width": 8,
     },
     "frozen_stages": 0,
     "pyramid_features": 64,
@@ -36,6 +42,9 @@ NARROW_DETECTOR: Mapping[str, Any] = {
     "image_std": (0.25, 0.25, 0.25),
 }
 """A narrow network that learns from random weights, in minutes."""
+
+WIDE_BACKBONE: Mapping[str, Any] = {**NARROW_DETECTOR["backbone"], "width": 64}
+"""Of the teacher of a narrow detector."""
 
 NARROW_HEADS: Mapping[str, Mapping[str, Any]] = {
     "dense": {"head_features": 64, "head_depth": 2, "anchor_scale": 3.0, "candidates": 300},
@@ -133,6 +142,47 @@ def voc_run(*, learning_rate: float = 0.01) -> DetectionRun:
     )
 
 
+SMALL_STEPS: Mapping[str, int] = {"regions": 400, "dense": 800}
+"""Steps of a narrow detector by its heads, the same whether it learns alone or from a teacher,
+which had twice as many."""
+
+SMALL_SCENES: Mapping[str, Mapping[str, Any]] = {
+    "bccd": {
+        "dataset": "voc_xml",
+        "buckets": ((240, 320),),
+        "max_boxes": 40,
+        "scale": (0.7, 1.0),
+        "crop_probability": 0.5,
+    },
+    "birds": {
+        "dataset": "procedural_birds/detection",
+        "buckets": ((192, 192),),
+        "max_boxes": 6,
+        "crop_probability": 0.5,
+    },
+}
+"""Options of the data that narrow detectors are trained on."""
+
+
+def variant_of(name: str, variant: str, known: Collection[str]) -> str:
+    """Checks the variant of a config.
+
+    Args:
+      name: of the config.
+      variant: what is asked for.
+      known: what there is.
+
+    Returns:
+      The variant.
+
+    Raises:
+      UserError: it is not known.
+    """
+    if variant not in known:
+        raise UserError(f"{name} has no variant {variant!r}{nearest(variant, known)}")
+    return variant
+
+
 def photographs_with_boxes(
     method: Mapping[str, Any],
     run: DetectionRun,
@@ -219,7 +269,7 @@ def narrow_detector(
             "checkpoint": {"every_steps": every, "best_metric": "voc_AP50"},
             "report": {
                 "paper": "none: no published figure on these data",
-                "figures": VOC_FIGURES,
+                "figures": SMALL_FIGURES,
                 **report,
             },
         }
@@ -229,8 +279,52 @@ def narrow_detector(
 BUCKETS: Mapping[str, tuple[tuple[int, int], ...]] = {
     "coco": ((800, 1344), (1344, 800)),
     "voc": ((608, 1024), (1024, 608)),
-    "bccd": ((240, 320),),
-    "birds": ((192, 192),),
 }
-"""(height, width) of images by data set. The published recipes resize to 1333 x 800 and 1000 x 600
-and fill up to multiples of 32; here an image is made as large as its bucket."""
+"""(height, width) of photographs by data set. The published recipes resize to 1333 x 800 and
+1000 x 600 and fill up to multiples of 32; here an image is made as large as its bucket."""
+
+
+class Taught(NamedTuple):
+    """What a student learns from its teacher.
+
+    Attributes:
+      options: of the method.
+      title: of both networks and of what is learned.
+    """
+
+    options: dict[str, Any]
+    title: str
+
+
+def taught_by(
+    variant: str, *, name: str, teacher: str, options: Mapping[str, Any] | None = None
+) -> Taught:
+    """Describes a ResNet-50 that learns from a larger network.
+
+    Args:
+      variant: words separated by commas: what the student takes from its teacher, a key of
+        `TEACHING`; the teacher's backbone, where it is another one of `COCO_NETWORKS`.
+      name: of the config.
+      teacher: the teacher's backbone by default.
+      options: of DeFeat on these data, less what a variant says.
+
+    Returns:
+      Options, and a title.
+
+    Raises:
+      UserError: the variant has an unknown word, or two of a kind.
+    """
+    larger = COCO_NETWORKS[1:]
+    words = [variant_of(name, word, (*TEACHING, *larger)) for word in variant.split(",")]
+    networks = [word for word in words if word in larger] or [teacher]
+    kinds = [word for word in words if word in TEACHING] or ["defeat"]
+    if len(networks) > 1 or len(kinds) > 1:
+        raise UserError(f"variant {variant!r} of {name} has two of a kind; expected one")
+    kept = dict(options or {})
+    if kinds != ["defeat"]:
+        kept.pop("compared_stages", None)
+    backbone = {**PUBLISHED["backbone"], "name": networks[0]}
+    return Taught(
+        {**kept, "teacher": {"backbone": backbone}, **teaching(kinds[0])},
+        f"ResNet-50 from {networks[0]}, {TEACHING_TITLES[kinds[0]]}",
+    )

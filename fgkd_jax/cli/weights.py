@@ -107,7 +107,13 @@ def check_teacher(experiment: Experiment, dataset: Dataset) -> None:
     if words and dataset.info.vocabulary and experiment.text:
         theirs = Vocabulary(tuple(words)).fingerprint
         check_vocabulary(dataset.info.vocabulary, theirs, owner=f"the teacher {path}")
-    for i, (their, ours) in enumerate(zip(known or (), dataset.info.class_names, strict=False)):
+    classes = dataset.info.class_names
+    if known and len(known) != len(classes):
+        raise UserError(
+            f"the teacher {path} knows {len(known)} classes; expected {len(classes)}, those of "
+            f"{dataset.info.name}"
+        )
+    for i, (their, ours) in enumerate(zip(known or (), classes, strict=False)):
         if their != ours:
             raise UserError(
                 f"class {i} of the teacher {path} is {their!r}; expected {ours!r}, as in "

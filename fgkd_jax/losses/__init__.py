@@ -19,6 +19,7 @@ from fgkd_jax.losses.decoupled import (
     DecoupledLogits,
     decoupled_features,
     decoupled_logits,
+    decoupled_scores,
 )
 from fgkd_jax.losses.detection import (
     absolute_error,

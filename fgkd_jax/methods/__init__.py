@@ -2,6 +2,7 @@
 
 from fgkd_jax.methods.afd import AFD
 from fgkd_jax.methods.classifier import Classifier
+from fgkd_jax.methods.defeat_detectors import DefeatFasterRCNN, DefeatRetinaNet
 from fgkd_jax.methods.faster_rcnn import FasterRCNN
 from fgkd_jax.methods.kd import KD
 from fgkd_jax.methods.lmcl import LMCL
@@ -19,6 +20,8 @@ from fgkd_jax.methods.tasn import TASN
 METHODS = {
     "afd": AFD,
     "classifier": Classifier,
+    "defeat_faster_rcnn": DefeatFasterRCNN,
+    "defeat_retinanet": DefeatRetinaNet,
     "faster_rcnn": FasterRCNN,
     "kd": KD,
     "lmcl": LMCL,
@@ -46,6 +49,8 @@ __all__ = [
     "PMA",
     "TASN",
     "Classifier",
+    "DefeatFasterRCNN",
+    "DefeatRetinaNet",
     "FasterRCNN",
     "LMCLBank",
     "MCLBank",

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from fgkd_jax.errors import UserError
-from fgkd_jax.methods.detector_network import Levels, PyramidNetwork
+from fgkd_jax.methods.detector_network import FeatureMaps, Levels, PyramidNetwork
 from fgkd_jax.methods.image_options import ImageOptions
 from fgkd_jax.models.backbones import backbone_from, feature_shapes
 from fgkd_jax.models.stages import Backbone
@@ -25,8 +25,7 @@ from fgkd_jax.ops.suppression import Detections
 from fgkd_jax.protocols import Exported, LossOutput, LossTerm, Metric, split_variables
 from fgkd_jax.typing import Array, Batch, Bool, Float, Int, Key, Variables
 
-_SIDE = 256
-"""Of the image by which strides are measured: a multiple of every stride."""
+_SIDE = 256  # of the image by which strides are measured: a multiple of every stride
 
 
 class Anchors(NamedTuple):
@@ -131,7 +130,7 @@ class Detector(ImageOptions):
     def strides(self) -> tuple[int, ...]:
         """Pixels from one cell to the next, of every level."""
         network = self.network
-        strides = [_stage_strides(network.backbone)[index] for index in self.pyramid_stages]
+        strides = [stage_strides(network.backbone)[index] for index in self.pyramid_stages]
         for _ in range(network.extra_levels):
             strides.append(2 * strides[-1])
         return tuple(strides)
@@ -160,9 +159,40 @@ class Detector(ImageOptions):
           batch: with `image` [b, h, w, 3], of any size.
 
         Returns:
-          `params` and, where the backbone normalises by batch statistics, `batch_stats`.
+          `params` and, where there are batch norms, `batch_stats`.
         """
         return self.network.init(key, self.normalize(batch["image"]))
+
+    def maps(
+        self,
+        variables: Variables,
+        batch: Batch,
+        key: Key[Array, ""],
+        *,
+        recolour: bool,
+        train: bool,
+    ) -> tuple[FeatureMaps, Variables]:
+        """Makes feature maps of images, those of the backbone among them.
+
+        Args:
+          variables: as `init` returns them.
+          batch: `image` uint8 [b, h, w, 3], `valid_size` int [b, 2] and `id` int [b].
+          key: a typed PRNG key for the change of colours.
+          recolour: whether to change colours.
+          train: whether batch statistics are in training mode.
+
+        Returns:
+          The maps, and the new model state.
+        """
+        _, state, _ = split_variables(variables)
+        maps, new = self.network.apply(
+            variables,
+            self.images(batch, key, train=recolour),
+            train=train,
+            mutable=list(state) if train else [],
+            method="maps",
+        )
+        return maps, {**state, **new}
 
     def pyramid(
         self, variables: Variables, batch: Batch, key: Key[Array, ""], *, train: bool
@@ -171,22 +201,15 @@ class Detector(ImageOptions):
 
         Args:
           variables: as `init` returns them.
-          batch: `image` uint8 [b, h, w, 3], `valid_size` int [b, 2] and `id` int [b].
-          key: a typed PRNG key for the change of colours.
+          batch: as of `maps`.
+          key: likewise.
           train: whether colour jitter and batch statistics are in training mode.
 
         Returns:
           The levels, from fine to coarse, and the new model state.
         """
-        _, state, _ = split_variables(variables)
-        levels, new = self.network.apply(
-            variables,
-            self.images(batch, key, train=train),
-            train=train,
-            mutable=list(state) if train else [],
-            method="pyramid",
-        )
-        return levels, {**state, **new}
+        maps, state = self.maps(variables, batch, key, recolour=train, train=train)
+        return maps.levels, state
 
     def losses(
         self, variables: Variables, levels: Levels, batch: Batch, key: Key[Array, ""]
@@ -235,8 +258,7 @@ class Detector(ImageOptions):
         colours, samples = jax.random.split(key)
         levels, state = self.pyramid(variables, batch, colours, train=train)
         terms, figures = self.losses(variables, levels, batch, samples)
-        dropped = (batch["dropped_boxes"].astype(jnp.float32), batch["mask"].astype(jnp.float32))
-        return terms, state, {**figures, "dropped_boxes": dropped}
+        return terms, state, {**figures, "dropped_boxes": dropped_boxes(batch)}
 
     def predict(self, variables: Variables, batch: Batch) -> dict[str, Array]:
         """Finds objects.
@@ -305,9 +327,9 @@ def image_sizes(batch: Batch) -> Int[Array, "b 2"]:
     Returns:
       int32 [b, 2].
     """
+    image = batch["image"]
     if "valid_size" in batch:
         return batch["valid_size"]
-    image = batch["image"]
     return jnp.broadcast_to(jnp.asarray([image.shape[1:3]], jnp.int32), (len(image), 2))
 
 
@@ -322,6 +344,18 @@ def objects(batch: Batch) -> Objects:
     """
     wanted = batch["box_mask"] & ~batch["box_ignored"]
     return Objects(batch["boxes"], batch["box_labels"], wanted)
+
+
+def dropped_boxes(batch: Batch) -> Metric:
+    """Counts the boxes per image that augmentation or `max_boxes` left out.
+
+    Args:
+      batch: of detection.
+
+    Returns:
+      The figure.
+    """
+    return batch["dropped_boxes"].astype(jnp.float32), batch["mask"].astype(jnp.float32)
 
 
 def image_keys(key: Key[Array, ""], batch: Batch) -> Key[Array, "b"]:
@@ -354,6 +388,13 @@ def term(part: tuple[Array, Array], batch: Batch, *, weight: float = 1.0) -> Los
 
 
 @functools.lru_cache(maxsize=16)
-def _stage_strides(backbone: Backbone) -> tuple[int, ...]:
-    """Pixels from one cell to the next, of every stage."""
+def stage_strides(backbone: Backbone) -> tuple[int, ...]:
+    """Returns the pixels from one cell to the next, of every stage.
+
+    Args:
+      backbone: any.
+
+    Returns:
+      From the stem on.
+    """
     return tuple(_SIDE // rows for rows, _, _ in feature_shapes(backbone, (_SIDE, _SIDE)))

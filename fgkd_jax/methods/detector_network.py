@@ -1,6 +1,7 @@
 """The networks of detectors: backbone, pyramid and heads."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 from flax import linen as nn
@@ -17,6 +18,21 @@ from fgkd_jax.typing import Array, Float
 
 Levels = tuple[Float[Array, "b _ _ c"], ...]
 """The maps of a pyramid, from fine to coarse."""
+
+Maps = tuple[Float[Array, "b _ _ _"], ...]
+"""Maps of any channels, from fine to coarse."""
+
+
+class FeatureMaps(NamedTuple):
+    """What a backbone and the pyramid on it make of images.
+
+    Attributes:
+      stages: of the backbone, from the stem on; the first ones that are frozen get no gradient.
+      levels: of the pyramid, from fine to coarse.
+    """
+
+    stages: Maps
+    levels: Levels
 
 
 class PyramidNetwork(nn.Module):
@@ -42,6 +58,22 @@ class PyramidNetwork(nn.Module):
         """Makes the pyramid."""
         self.neck = FeaturePyramid(self.features, self.extra_levels, self.extra_convs)
 
+    def maps(self, x: Float[Array, "b h w 3"], *, train: bool) -> FeatureMaps:
+        """Computes the stages of the backbone that are needed, and the pyramid.
+
+        Args:
+          x: normalised images [b, h, w, 3].
+          train: whether the stages that are not frozen are in training mode.
+
+        Returns:
+          All stages up to the last that the pyramid reads, and its levels.
+        """
+        outputs = self.frozen(x)
+        start = outputs[-1] if outputs else x
+        stop = max(self.stages) + 1
+        outputs += self.backbone(start, train=train, start=self.frozen_stages, stop=stop)
+        return FeatureMaps(outputs, self.neck([outputs[index] for index in self.stages]))
+
     def pyramid(self, x: Float[Array, "b h w 3"], *, train: bool) -> Levels:
         """Computes the pyramid.
 
@@ -52,13 +84,9 @@ class PyramidNetwork(nn.Module):
         Returns:
           The levels, from fine to coarse.
         """
-        outputs = self.frozen(x)
-        start = outputs[-1] if outputs else x
-        stop = max(self.stages) + 1
-        outputs += self.backbone(start, train=train, start=self.frozen_stages, stop=stop)
-        return self.neck([outputs[index] for index in self.stages])
+        return self.maps(x, train=train).levels
 
-    def frozen(self, x: Float[Array, "b h w 3"]) -> Levels:
+    def frozen(self, x: Float[Array, "b h w 3"]) -> Maps:
         """Runs the frozen stages.
 
         Args:

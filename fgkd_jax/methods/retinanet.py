@@ -131,6 +131,21 @@ class RetinaNet(Detector):
         """
         del key
         found, target = self.dense(variables, levels), self.targets(levels, batch)
+        return self.dense_terms(found, target, batch)
+
+    def dense_terms(
+        self, found: DensePredictions, target: AnchorTargets, batch: Batch
+    ) -> tuple[dict[str, LossTerm], dict[str, Metric]]:
+        """Computes the losses of the head from its predictions.
+
+        Args:
+          found: as `dense` returns it.
+          target: as `targets` returns it.
+          batch: of detection.
+
+        Returns:
+          As of `losses`.
+        """
         parts = dense_losses(
             found.logits,
             found.deltas,

@@ -1,5 +1,6 @@
 """Thin Linen modules: backbones, heads and normalisation."""
 
+from fgkd_jax.models.adaptation import Adapters
 from fgkd_jax.models.attribute_attention import AttributeAttention, SubnetOutputs
 from fgkd_jax.models.backbones import BACKBONES, feature_shapes, make_backbone
 from fgkd_jax.models.detection_heads import (

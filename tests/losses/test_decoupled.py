@@ -11,7 +11,7 @@ from jax import lax
 from jax.test_util import check_grads
 
 from fgkd_jax.errors import UserError
-from fgkd_jax.losses import decoupled_features, decoupled_logits
+from fgkd_jax.losses import decoupled_features, decoupled_logits, decoupled_scores
 from fgkd_jax.ops import box_mask, resize_mask
 
 NECK_CASES = {  # adapted, mask, weights of objects and background
@@ -220,6 +220,84 @@ def test_equal_logits_are_no_loss_and_the_dtype_comes_back():
     np.testing.assert_allclose(np.asarray(found.object[0], np.float32), 0.0, atol=1e-6)
 
 
+def test_scores_are_compared_class_by_class_as_yes_and_no():
+    rng = np.random.default_rng(0)
+    student, teacher = rng.normal(scale=3.0, size=(2, 6, 4)).astype(np.float32)
+    positive = np.array([True, False] * 3)
+    valid = np.array([True] * 5 + [False])
+
+    def run(student, teacher):
+        return decoupled_scores(
+            student,
+            teacher,
+            jnp.asarray(positive),
+            valid=jnp.asarray(valid),
+            object_temperature=3.0,
+            background_temperature=0.5,
+        )
+
+    found = jax.jit(run)(student, teacher)
+    for row in range(6):
+        t = 3.0 if positive[row] else 0.5
+        p, q = (1 / (1 + np.exp(-x[row].astype(np.float64) / t)) for x in (student, teacher))
+        yes, no = q * np.log(q / p), (1 - q) * np.log((1 - q) / (1 - p))
+        part, other = (found.object, found.background)[:: 1 if positive[row] else -1]
+        np.testing.assert_allclose(part[0][row], t * t * (yes + no).sum() * valid[row], rtol=1e-4)
+        assert part[1][row] == float(valid[row])
+        assert other[0][row] == other[1][row] == 0.0
+    total = jax.jit(lambda s, t: sum(part[0].sum() for part in run(s, t)))
+    check_grads(total, (student, teacher), order=1, modes=("rev",), rtol=2e-2, atol=2e-2)
+    each = jax.vmap(
+        lambda s, t, one, two: decoupled_scores(
+            s[None], t[None], one[None], valid=two[None], object_temperature=3.0
+        )
+    )(student, teacher, positive, valid)
+    np.testing.assert_allclose(each.object[0][:, 0], found.object[0], rtol=1e-5)
+
+
+def test_one_class_of_yes_and_no_is_two_classes():
+    rng = np.random.default_rng(1)
+    student, teacher = (jnp.asarray(x, jnp.float32) for x in rng.normal(size=(2, 5, 1)))
+    mask = jnp.array([True, True, False, False, True])
+    two = [jnp.concatenate([x, jnp.zeros_like(x)], axis=1) for x in (student, teacher)]
+    scores = decoupled_scores(student, teacher, mask, valid=mask | True, object_temperature=2.0)
+    logits = decoupled_logits(*two, mask, valid=mask | True, object_temperature=2.0)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), scores, logits
+    )
+
+
+def test_scores_that_do_not_count_and_sure_ones():
+    student = jnp.array([[0.0], [jnp.nan], [60.0]])
+    teacher = jnp.array([[-jnp.inf], [0.0], [-60.0]])
+    valid = jnp.array([True, False, True])
+
+    def total(student):
+        found = decoupled_scores(student, teacher, valid, valid=valid)
+        return found.object[0].sum()
+
+    value, grad = jax.value_and_grad(total)(student)
+    np.testing.assert_allclose(value, np.log(2) + 60.0, rtol=1e-6)
+    np.testing.assert_allclose(grad[:, 0], [0.5, 0.0, 1.0], rtol=1e-6)
+    half = decoupled_scores(
+        student[:1].astype(jnp.bfloat16), student[:1], valid[:1], valid=valid[:1]
+    )
+    assert half.object[0].dtype == jnp.bfloat16
+    assert float(half.object[0][0]) == 0.0
+
+
+def test_cells_that_are_not_valid_belong_to_neither_part():
+    rng = np.random.default_rng(0)
+    student, teacher = (jnp.asarray(x, jnp.float32) for x in rng.normal(size=(2, 2, 3, 4, 2)))
+    mask = jnp.asarray(rng.uniform(size=(2, 3, 4)) < 0.5)
+    valid = jnp.asarray(rng.uniform(size=(2, 3, 4)) < 0.6)
+    found = decoupled_features(student, teacher, mask, valid=valid)
+    error = np.square(np.asarray(student) - np.asarray(teacher)).mean(-1) / 2
+    for part, cells in ((found.object, mask & valid), (found.background, ~mask & valid)):
+        np.testing.assert_allclose(part[0], (error * cells).sum((1, 2)), rtol=1e-5)
+        np.testing.assert_array_equal(part[1], cells.sum((1, 2)))
+
+
 def test_mistakes_are_told():
     x, mask = jnp.zeros((2, 3, 3, 1)), jnp.zeros((2, 3, 3), bool)
     logits, positive = jnp.zeros((4, 2)), jnp.zeros(4, bool)
@@ -228,6 +306,14 @@ def test_mistakes_are_told():
         for call, message in (
             (lambda: decoupled_features(x, x[:1], mask), r"teacher \(1, 3, 3, 1\)"),
             (lambda: decoupled_features(x, x, mask[..., None]), r"mask \(2, 3, 3, 1\)"),
+            (
+                lambda: decoupled_features(x, x, mask, valid=mask[:1]),
+                r"mask \(2, 3, 3\) and valid \(1, 3, 3\); expected",
+            ),
+            (
+                lambda: decoupled_scores(logits, logits[:1], positive, valid=positive),
+                r"teacher \(1, 2\)",
+            ),
             (
                 lambda: decoupled_logits(logits, logits, positive[:2], valid=positive),
                 r"positive \(2,\)",

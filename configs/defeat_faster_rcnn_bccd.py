@@ -1,0 +1,40 @@
+"""fgkd train --config configs/defeat_faster_rcnn_bccd.py --workdir runs/defeat_faster_rcnn_bccd --config.data.data_dir=BCCD --config.pretrained.teacher=TEACHER
+
+DeFeat: a narrow Faster R-CNN learns from a wider one, on photographs of blood cells at 240 x 320
+pixels. First the teacher:
+
+  fgkd train --config configs/faster_rcnn_bccd.py:teacher --workdir runs/teacher --config.data.data_dir=BCCD
+  fgkd export --workdir runs/teacher --output TEACHER
+
+`:imitation`, `:object`, `:background`, `:fine_grained` and `:gaussian` take something else from it;
+`configs/faster_rcnn_bccd.py` is the student alone. All of them are trained for as many steps.
+"""
+
+from fgkd_jax.cli.detection_recipes import (
+    SMALL_SCENES,
+    SMALL_STEPS,
+    WIDE_BACKBONE,
+    narrow_detector,
+)
+from fgkd_jax.methods.defeat_detectors import TEACHING_TITLES, teaching
+
+
+def get_config(variant="defeat"):
+    """Returns the config.
+
+    Args:
+      variant: a key of `fgkd_jax.methods.defeat_detectors.TEACHING`.
+    """
+    return narrow_detector(
+        {
+            "name": "defeat_faster_rcnn",
+            "teacher": {"backbone": dict(WIDE_BACKBONE)},
+            **teaching(variant),
+        },
+        heads="regions",
+        data=SMALL_SCENES["bccd"],
+        steps=SMALL_STEPS["regions"],
+        report={
+            "title": f"Faster R-CNN, narrow ResNet, {TEACHING_TITLES[variant]}, BCCD at 240 x 320"
+        },
+    )

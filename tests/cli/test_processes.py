@@ -69,7 +69,10 @@ def folder(tmp_path_factory):
     write_photographs(folder / "photographs")
     write_scenes(folder / "scenes")
     worker = [sys.executable, str(WORKER), str(folder)]
-    commands = {"1": worker, "2": [sys.executable, str(LAUNCHER), "--processes", "2", "--", *worker]}
+    commands = {
+        "1": worker,
+        "2": [sys.executable, str(LAUNCHER), "--processes", "2", "--", *worker],
+    }
     started = {}
     for count, command in commands.items():
         with (folder / f"{count}.log").open("w") as log:

@@ -63,8 +63,8 @@ METHODS = {
 READS_TEXT = ("pma", "pma_text", "pma_student")
 DETECTS = ("retinanet", "faster_rcnn")
 BY_CLASS = ("mcl", "mcl_bank", "mcl_moco", "lmcl", "lmcl_bank")
-CASES = {**{name: {} for name in METHODS}, "shared": {"data": 2, "fsdp": 2, "whole_below": 16}}
-"""The mesh of each case; `shared` is a classifier whose parameters the devices share."""
+SHARED = "shared"
+"""A classifier whose parameters all devices share, and which stops and resumes after a step."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,31 +117,24 @@ def data_options(name, folder):
     }  # fmt: skip
 
 
-def experiment_of(case, folder):
-    name = "classifier" if case == "shared" else case
+def experiment_of(case, folder, steps):
+    name = "classifier" if case == SHARED else case
+    mesh = {"data": 1, "fsdp": 4, "whole_below": 16} if case == SHARED else {"data": 4}
     figure = {"msdn": "harmonic_mean", "retinanet": "voc_AP50", "faster_rcnn": "voc_AP50"}
     chosen = figure.get(name, "accuracy")
     return parse_experiment(
         {
             "method": {"name": name, **METHODS[name]},
             "data": data_options(name, folder),
-            "optim": {"name": "sgd", "momentum": 0.9, "learning_rate": 0.05},
-            "train": {"steps": STEPS, "batch_size": 8, "eval_batch_size": 8, "log_every": 1,
+            "optim": {"name": "sgd", "momentum": 0.9, "schedule": "constant",
+                      "learning_rate": 0.005 if name in BY_CLASS else 0.05},
+            "train": {"steps": steps, "batch_size": 8, "eval_batch_size": 8, "log_every": 1,
                       "tensorboard": "off"},
-            "mesh": {"data": 4, **CASES[case]},
+            "mesh": mesh,
             "checkpoint": {"every_steps": 1, "best_metric": chosen},
             "report": {"split": "test", "figures": (chosen,)},
         }
     )  # fmt: skip
-
-
-def prepare(case, folder):
-    experiment = experiment_of(case, folder)
-    msdn = case == "msdn"
-    dataset = described_features() if msdn else session.open_data(experiment)
-    # A teacher keeps its first parameters: files of weights have tests of their own.
-    run = session.open_run(experiment, dataset=dataset)
-    return experiment, Trainer(run)
 
 
 def whole(tree):
@@ -152,17 +145,20 @@ def whole(tree):
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def train(case, folder, workdir):
-    experiment, trainer = prepare(case, folder)
+def train(case, folder, workdir, *, steps=STEPS):
+    experiment = experiment_of(case, folder, steps)
+    dataset = described_features() if case == "msdn" else session.open_data(experiment)
+    # A teacher keeps its first parameters: files of weights have tests of their own.
+    trainer = Trainer(session.open_run(experiment, dataset=dataset))
     with session.open_checkpoints(experiment, workdir=str(workdir)) as checkpoints:
-        state, _ = fit(
+        state, start = fit(
             trainer,
             trainer.initial_state(),
             checkpoints,
             workdir=str(workdir),
             log=lambda line: None,
         )
-    return state
+    return state, start
 
 
 def main(folder, *cases):
@@ -172,10 +168,16 @@ def main(folder, *cases):
     jax.config.update("jax_num_cpu_devices", 4 // count)
     folder = Path(folder)
     with distributed.job(ProcessOptions(timeout=120)):
-        for case in cases or CASES:
+        for case in cases:
             started = time.monotonic()
             workdir = folder / str(count) / case
-            params = whole(train(case, folder, workdir).params)
+            if case == SHARED:
+                train(case, folder, workdir, steps=1)
+            state, start = train(case, folder, workdir)
+            assert start == (1 if case == SHARED else 0)
+            kept = {leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.params)}
+            assert kept == ({False, True} if case == SHARED else {True})
+            params = whole(state.params)
             if jax.process_index() == 0:
                 np.savez(workdir / "params.npz", **params)
                 print(f"{case}: {time.monotonic() - started:.1f} s", flush=True)

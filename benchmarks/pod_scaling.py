@@ -171,7 +171,7 @@ def table(found: dict[str, Any]) -> str:
         "# What a train step exchanges as a pod grows",
         "",
         "Made by `python benchmarks/pod_scaling.py`; nothing was run. The images of a chip stay",
-        f"the same in number. Bytes are those that the compiler for {SMALLEST} gives a chip to send,",
+        f"the same in number. Bytes are those that a chip sends by the compiler for {SMALLEST},",
         "times the growth between programs for 4 and for more virtual devices. The share is that",
         "of the interconnect at its published bandwidth, all links busy, in a step that exchanges",
         "only when it does not compute; the time of a chip by itself is the longer of arithmetic",

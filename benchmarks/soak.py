@@ -259,7 +259,7 @@ def compare(workdir: Path, other: Path) -> dict[str, Any]:
       The largest difference between parameters, and whether the metrics are the same to the byte.
     """
     ours, theirs = (
-        jax.device_get(restore(str(one), checkpoint="last").state.to_save().params)
+        jax.device_get(restore(str(one), checkpoint="last").state.to_save()["params"])
         for one in (workdir, other)
     )
     differences = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), ours, theirs)

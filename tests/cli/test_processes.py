@@ -113,6 +113,7 @@ def check(folder, name):
     assert [line["step"] for line in ours if line["split"] == "train"] == [1, 2]
     assert [line.keys() for line in ours] == [line.keys() for line in expected]
     for line, other in zip(ours, expected, strict=True):
+        assert line.pop("split") == other.pop("split")
         for figure, value in line.items():
             assert value == pytest.approx(other[figure], rel=2e-4, abs=1e-6), (line["step"], figure)
         if "loss" in line:

@@ -16,21 +16,11 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from fgkd_jax.cli.compilation.known_sizes import OVERRIDES, SIZES_OF
 from fgkd_jax.cli.config import config_folder
 from fgkd_jax.errors import UserError
 
 RESULTS = Path(__file__).parent / "results"
-SIZES_OF = {
-    "msdn_awa2": "xlsa17/AWA2",
-    "msdn_cub": "xlsa17/CUB",
-    "msdn_cub50": "xlsa17/CUB",
-    "msdn_sun": "xlsa17/SUN",
-}
-"""The data sets behind folders of features."""
-
-NEEDS_CLASSES = {"classify_folder": "--config.method.num_classes=200"}
-"""Configs that take their number of classes from the user's own images."""
-
 COLUMNS = (
     "config | step | batch | memory a chip | of it temporaries | TFLOP | GB accessed | FLOP/byte | "
     "exchanges | MB sent | interconnect, on paper | its share | fits | compiled in"
@@ -49,7 +39,7 @@ def compile_config(name: str, topology: str, output: Path) -> None:
     command += ["--topology", topology, "--output", str(output)]
     if name in SIZES_OF:
         command += ["--sizes_of", SIZES_OF[name]]
-    command += [NEEDS_CLASSES[name]] if name in NEEDS_CLASSES else []
+    command += OVERRIDES.get(name, ())
     status = subprocess.run(command).returncode
     if status not in (0, 1):  # 1: does not fit, which is a result
         print(f"{name}: exit status {status}", file=sys.stderr)

@@ -10,6 +10,7 @@ import pytest
 
 from fgkd_jax.cli.abstract_run import abstract_run
 from fgkd_jax.cli.batch_spec import batch_spec
+from fgkd_jax.cli.compilation.known_sizes import OVERRIDES, SIZES_OF
 from fgkd_jax.cli.config import config_folder, find_config, load_config
 from fgkd_jax.cli.experiment import experiment_to_dict, parse_experiment
 from fgkd_jax.data.base import DatasetInfo
@@ -43,33 +44,9 @@ def test_first_line_is_the_command(name):
     assert line.startswith(f"fgkd train --config configs/{name}.py --workdir runs/"), line
 
 
-SIZES_OF = {
-    "defeat_faster_rcnn_coco": "coco2017",
-    "defeat_faster_rcnn_voc": "voc0712",
-    "defeat_retinanet_coco": "coco2017",
-    "faster_rcnn_coco": "coco2017",
-    "faster_rcnn_voc": "voc0712",
-    "retinanet_coco": "coco2017",
-    "msdn_awa2": "xlsa17/AWA2",
-    "msdn_birds": "procedural_birds/zero_shot",
-    "msdn_cub": "xlsa17/CUB",
-    "msdn_cub50": "xlsa17/CUB",
-    "msdn_sun": "xlsa17/SUN",
-}
-"""The data sets behind folders."""
-
-OVERRIDES = {
-    "classify_folder": ["--config.method.num_classes=7"],
-    "defeat_faster_rcnn_bccd": ["--config.method.num_classes=3"],
-    "defeat_retinanet_bccd": ["--config.method.num_classes=3"],
-    "faster_rcnn_bccd": ["--config.method.num_classes=3"],
-    "retinanet_bccd": ["--config.method.num_classes=3"],
-}
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_the_step_on_its_mesh_has_consistent_shapes(name):
-    experiment = load_config(name, OVERRIDES.get(name, []))
+    experiment = load_config(name, list(OVERRIDES.get(name, ())))
     size = experiment.train.batch_size
     count = math.gcd(size, len(jax.devices()))
     mesh = make_mesh(experiment.mesh, devices=jax.devices()[:count])
@@ -92,7 +69,7 @@ def test_the_step_on_its_mesh_has_consistent_shapes(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_devices_can_share_the_parameters_of_every_config(name):
-    experiment = load_config(name, [*OVERRIDES.get(name, []), "--config.train.batch_size=8"])
+    experiment = load_config(name, [*OVERRIDES.get(name, ()), "--config.train.batch_size=8"])
     options = MeshOptions(fsdp=8)
     mesh = make_mesh(options)
     train = dataclasses.replace(experiment.train, batch_size=8, accumulate=1)

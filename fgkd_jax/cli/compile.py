@@ -41,6 +41,9 @@ def define(values: flags.FlagValues) -> None:
         "data set whose published sizes hold, where the config's own are not known",
         flag_values=values,
     )
+    flags.DEFINE_string(
+        "step", None, "the one step to compile, train or meta; all by default", flag_values=values
+    )
     flags.DEFINE_float(
         "memory", None, "GiB of a chip, in place of the published figure", flag_values=values
     )
@@ -89,7 +92,7 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
     abstract = abstract_run(experiment, mesh=mesh, sizes_of=get(values, "sizes_of"))
     limit = None if memory is None else round(memory * 2**30)
     made = record(
-        study_steps(abstract, where, memory_bytes=limit, say=say),
+        study_steps(abstract, where, only=get(values, "step"), memory_bytes=limit, say=say),
         abstract,
         where,
         experiment,
@@ -104,7 +107,7 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
 def _command(values: flags.FlagValues, config: str, topology: str, overrides: list[str]) -> str:
     """The command line that makes a result again, without where it is written."""
     given: list[Any] = ["fgkd", "compile", "--config", config, "--topology", topology]
-    for name in ("sizes_of", "memory"):
+    for name in ("sizes_of", "step", "memory"):
         if get(values, name) is not None:
             given += [f"--{name}", str(get(values, name))]
     return shlex.join([*given, *overrides])

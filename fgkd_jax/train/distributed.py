@@ -27,7 +27,7 @@ from fgkd_jax.errors import Preempted, UserError, told
 from fgkd_jax.train.places import Place, ProcessOptions, find_place, split_address
 
 FAILED = 13
-"""Exit status of a process that met a defect, or whose peer failed."""
+"""Exit status of a process that met a defect, or whose peer did."""
 
 HEARTBEAT_SECONDS = 30
 """After so long without a sign of a process, JAX ends the others."""
@@ -91,14 +91,14 @@ class Job:
         """
         line, status = told(error) or (_last_line(error), FAILED)
         if first := self._failures():
-            rank, reason = first
+            rank, reason, its_status = first
             if reason == line:  # a check that all processes make together; it has been said
                 self._leave(None, status)
-            self._leave(f"ends because rank {rank} failed: {reason}", FAILED)
+            self._leave(f"ends because rank {rank} failed: {reason}", its_status)
         if told(error) is None:
             sys.stderr.write("".join(traceback.format_exception(error)))
         self._say(line)
-        self._announce(line)
+        self._announce(line, status)
         self._leave(None, status)
 
     def close(self) -> None:
@@ -112,22 +112,23 @@ class Job:
         sys.stderr.write(f"fgkd: rank {self.rank}: {line}\n")
         sys.stderr.flush()
 
-    def _announce(self, line: str) -> None:
+    def _announce(self, line: str, status: int) -> None:
         if (client := global_state.client) is None:
             return
         with contextlib.suppress(RuntimeError):  # no coordinator any more: nobody to tell
-            client.key_value_set(f"{_FAILURES}{self.rank}", json.dumps(line))
+            client.key_value_set(f"{_FAILURES}{self.rank}", json.dumps([line, status]))
             if self.rank == 0:  # the store is in this process: the others shall read it first
                 time.sleep(4 * _POLL_SECONDS)
 
-    def _failures(self) -> tuple[int, str] | None:
-        """The rank and the error of another process that failed."""
+    def _failures(self) -> tuple[int, str, int] | None:
+        """The rank, the error and the exit status of another process that failed."""
         if (client := global_state.client) is None:
             return None
         with contextlib.suppress(RuntimeError):  # the coordinator is gone; JAX will end this too
             for name, value in client.key_value_dir_get(_FAILURES):
                 if (rank := int(name.rpartition("/")[2])) != self.rank:
-                    return rank, json.loads(value)
+                    line, status = json.loads(value)
+                    return rank, line, status
         return None
 
     def _leave(self, line: str | None, status: int) -> NoReturn:
@@ -139,13 +140,15 @@ class Job:
     def _watching(self) -> None:
         while not self._ended.wait(_POLL_SECONDS):
             if first := self._failures():
-                self._leave(f"ends because rank {first[0]} failed: {first[1]}", FAILED)
+                rank, reason, status = first
+                # Its status too: a run that was given something wrong is not to be started again.
+                self._leave(f"ends because rank {rank} failed: {reason}", status)
             beat = self._beat
             if self._limit and beat is not None and time.monotonic() - beat > self._limit:
                 line = f"error: no step was finished for {self._limit:g} s; a peer may hang"
                 self._say(line)
                 faulthandler.dump_traceback(sys.__stderr__ or 2)
-                self._announce(line)
+                self._announce(line, FAILED)
                 self._leave(None, FAILED)
 
 

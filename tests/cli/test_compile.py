@@ -377,6 +377,12 @@ def test_a_second_step_is_compiled_as_well():
     assert list(found) == ["train", "meta"]
     assert compiled == [(run.steps.train_step, 2), (run.steps.meta_step, 3)]
     assert said[1] == "compiling the meta step for cpu:8"
+    here = Slice("cpu:8", jax.devices(), 8, None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "study", stand_in)
+        assert list(study.study_steps(run, here, only="meta")) == ["meta"]
+    with pytest.raises(UserError, match="--step is 'mate'; expected one of meta, train"):
+        study.study_steps(run, here, only="mate")
     state, _ = jax.eval_shape(run.steps.meta_step, run.state, run.batch, run.batch)
     assert jax.tree.structure(state.to_save()) == jax.tree.structure(run.state.to_save())
 

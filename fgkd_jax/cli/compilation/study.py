@@ -9,7 +9,7 @@ from fgkd_jax.cli.abstract_run import AbstractRun
 from fgkd_jax.cli.compilation.chips import GIB
 from fgkd_jax.cli.compilation.collectives import find_collectives, summary
 from fgkd_jax.cli.compilation.topology import Slice
-from fgkd_jax.errors import UserError
+from fgkd_jax.errors import UserError, nearest
 from fgkd_jax.train.steps import Counted
 
 MEMORY = {
@@ -28,25 +28,34 @@ def study_steps(
     run: AbstractRun,
     where: Slice,
     *,
+    only: str | None = None,
     memory_bytes: int | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Compiles every step of a run.
+    """Compiles every step of a run, or one of them.
 
     Args:
       run: its steps and their shapes.
       where: the devices.
+      only: name of the one step to compile; None for all.
       memory_bytes: of a chip, in place of the published figure.
       say: takes one line at a time for the person who waits.
 
     Returns:
       JSON values by step: `train`, and `meta` where the method has a second step.
+
+    Raises:
+      UserError: there is no such step.
     """
     studied: dict[str, tuple[Counted, tuple[Any, ...]]] = {
         "train": (run.steps.train_step, (run.state, run.batch))
     }
     if run.steps.meta_step is not None:
         studied["meta"] = (run.steps.meta_step, (run.state, run.batch, run.batch))
+    if only is not None:
+        if only not in studied:
+            raise UserError(f"--step is '{only}'{nearest(only, studied)}")
+        studied = {only: studied[only]}
     found = {}
     for name, (step, arguments) in studied.items():
         say(f"compiling the {name} step for {where.name}")

@@ -1,0 +1,231 @@
+"""What a step exchanges on 4, 64 and 256 chips, by compiler and on paper; needs no TPU.
+
+    pip install -e '.[tpu]'
+    python benchmarks/pod_scaling.py --folder scaling
+
+Images of a chip stay the same in number, so that its arithmetic does. `fgkd compile` makes each
+program in a process of its own: for v5e:2x2, which says what a chip computes and sends there, and
+for as many virtual devices as there are chips (`cpu:64`), which says how what is sent grows: who
+sends what is decided before a program is made for one chip or another. (The processor exchanges
+float32 where a TPU exchanges bfloat16, so only ratios are taken.) What is in the folder is not
+compiled again. Results: `benchmarks/results/scaling_v5e.json` and `.md`.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from fgkd_jax.cli.compilation.chips import CHIPS
+
+RESULTS = Path(__file__).parent / "results"
+CHIP, SMALLEST, COUNTS = "v5e", "v5e:2x2", (4, 64, 256)
+CONFIGS = {
+    "tasn": ("tasn_cub", 24, ("backbone", "attention_backbone")),
+    "lmcl": ("lmcl_imagenet:resnet50", 64, ()),
+}
+"""By short name: the config, images of a chip, options that hold the groups of batch norm."""
+
+READING = (
+    "For TASN what is sent hardly depends on the number of chips, for it is the gradients: up to",
+    "256 chips they are below 2% of a step. Groups of batch norm within a chip save next to no",
+    "bytes and nearly all messages (281 all-reduces become 4); they change what is learned where a",
+    "group becomes small. Sharing parameters sends more at every size; what it saves of memory is",
+    "little beside the activations, and the step fits without: it is not worth using here. L-MCL",
+    "with memory banks exchanges entries of the banks and logits of the whole batch: what is",
+    "gathered grows with the number of chips. (The two compilers choose other exchanges for it, so",
+    "that its growth is rougher than that of TASN; 256 chips were not compiled.)",
+)
+"""What the table says, for the results that lie beside this script."""
+
+VARIANTS = {
+    "norm": "statistics of batch norm of each chip by itself",
+    "fsdp": "parameters shared by all chips",
+}
+QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+"""What is made for virtual devices is looked at and not run."""
+
+
+def compile_one(output: Path, config: str, topology: str, overrides: list[str]) -> None:
+    """Runs `fgkd compile` for the train step, unless its result is there.
+
+    Args:
+      output: JSON file; not made where the config cannot be compiled.
+      config: name.
+      topology: chip and shape.
+      overrides: of the config.
+    """
+    if output.exists():
+        return
+    command = [sys.executable, "-m", "fgkd_jax.cli.main", "compile", "--config", config]
+    command += ["--step", "train", "--topology", topology, "--output", str(output), *overrides]
+    flags = {"XLA_FLAGS": QUICKLY} if topology.startswith("cpu:") else {}
+    status = subprocess.run(command, env={**os.environ, **flags}).returncode
+    if status not in (0, 1):  # 1: does not fit, which is a result
+        print(f"{output.stem}: exit status {status}", file=sys.stderr)
+
+
+def compile_all(folder: Path) -> None:
+    """Compiles whatever is missing.
+
+    Args:
+      folder: where results are kept.
+    """
+    for name, (config, images, norms) in CONFIGS.items():
+        compile_one(folder / f"{name}_tpu.json", config, SMALLEST, [])
+        for count in COUNTS:
+            batch = f"--config.train.batch_size={images * count}"
+            compile_one(folder / f"{name}_{count}.json", config, f"cpu:{count}", [batch])
+        if norms:
+            batch = f"--config.train.batch_size={images * 64}"
+            groups = [f"--config.method.{one}.norm_groups=64" for one in norms]
+            compile_one(folder / f"{name}_64_norm.json", config, "cpu:64", [batch, *groups])
+            shared = [batch, "--config.mesh.fsdp=64"]
+            compile_one(folder / f"{name}_64_fsdp.json", config, "cpu:64", shared)
+
+
+def read(folder: Path, name: str) -> dict[str, Any] | None:
+    """Reads what `fgkd compile` wrote of a train step.
+
+    Args:
+      folder: where results are kept.
+      name: of the result.
+
+    Returns:
+      Its JSON values; None where there is none.
+    """
+    path = folder / f"{name}.json"
+    return json.loads(path.read_text())["steps"]["train"] if path.exists() else None
+
+
+def sent(step: dict[str, Any]) -> int:
+    """Adds up what a device sends in a step.
+
+    Args:
+      step: as `read` returns it.
+
+    Returns:
+      Bytes.
+    """
+    return sum(one["bytes_sent"] for one in step["collectives"].values())
+
+
+def on_paper(tpu: dict[str, Any], ratio: float) -> dict[str, float]:
+    """Estimates a step in which a chip sends so many times what it sends on the smallest slice.
+
+    Args:
+      tpu: the step, compiled for the smallest slice.
+      ratio: how many times.
+
+    Returns:
+      Bytes that a chip sends, the seconds for them at the published bandwidth, those of arithmetic
+      or memory, whichever takes longer, and the share of the interconnect where it is used only
+      when the chip does not compute.
+    """
+    chip, moved = CHIPS[CHIP], sent(tpu) * ratio
+    busy = max(tpu["flops"] / chip.peak_flops, tpu["bytes_accessed"] / chip.hbm_bandwidth)
+    seconds = moved / chip.ici_bandwidth
+    return {
+        "bytes_sent": moved,
+        "interconnect_seconds": seconds,
+        "compute_seconds": busy,
+        "interconnect_share": seconds / (seconds + busy),
+    }
+
+
+def collect(folder: Path) -> dict[str, Any]:
+    """Puts results together.
+
+    Args:
+      folder: where they are kept.
+
+    Returns:
+      By config: what was compiled, and the estimates.
+    """
+    found: dict[str, Any] = {}
+    for name, (config, images, _) in CONFIGS.items():
+        tpu, smallest = read(folder, f"{name}_tpu"), read(folder, f"{name}_{COUNTS[0]}")
+        rows = {}
+        for label in [str(count) for count in COUNTS] + [f"64_{one}" for one in VARIANTS]:
+            step = read(folder, f"{name}_{label}")
+            if step is None:
+                continue
+            ratio = sent(step) / sent(smallest) if smallest else None
+            rows[label] = {
+                "collectives": step["collectives"],
+                "sent_in_float32": sent(step),
+                "memory_of_virtual_device": step["memory"]["total"],
+                "on_paper": on_paper(tpu, ratio) if tpu and ratio else None,
+            }
+        kept = ("flops", "bytes_accessed", "memory", "collectives", "compile_seconds")
+        found[name] = {
+            "config": config,
+            "images_of_a_chip": images,
+            SMALLEST: {one: tpu[one] for one in kept} if tpu else None,
+            "chips": rows,
+        }
+    return found
+
+
+def table(found: dict[str, Any]) -> str:
+    """Lays results out as Markdown.
+
+    Args:
+      found: as `collect` returns it.
+
+    Returns:
+      The file's text.
+    """
+    lines = [
+        "# What a train step exchanges as a pod grows",
+        "",
+        "Made by `python benchmarks/pod_scaling.py`; nothing was run. The images of a chip stay",
+        f"the same in number. Bytes are those that a chip sends by the compiler for {SMALLEST},",
+        "times the growth between programs for 4 and for more virtual devices. The share is that",
+        "of the interconnect at its published bandwidth, all links busy, in a step that exchanges",
+        "only when it does not compute; the time of a chip by itself is the longer of arithmetic",
+        "and memory at their published rates. What a message costs besides its bytes is not",
+        "published and not counted: the number of exchanges is given instead.",
+        "",
+        "| config | chips | variant | exchanges | MB sent by a chip | interconnect | by itself "
+        "| share |",
+        "|" + " --- |" * 8,
+    ]
+    for one in found.values():
+        for label, row in one["chips"].items():
+            count, _, variant = label.partition("_")
+            kinds = ", ".join(f"{c['count']} {kind}" for kind, c in row["collectives"].items())
+            paper = row["on_paper"]
+            cells = ["unknown"] * 4
+            if paper:
+                cells = [
+                    f"{paper['bytes_sent'] / 1e6:.1f}",
+                    f"{1e3 * paper['interconnect_seconds']:.2f} ms",
+                    f"{1e3 * paper['compute_seconds']:.1f} ms",
+                    f"{100 * paper['interconnect_share']:.1f}%",
+                ]
+            what = VARIANTS.get(variant, "as configured")
+            head = f"| {one['config']}, {one['images_of_a_chip']} a chip | {count} | {what} "
+            lines.append(f"{head}| {kinds} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *READING]) + "\n"
+
+
+def main() -> None:
+    """Compiles what is missing and writes the results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, required=True, help="where each result is kept")
+    parser.add_argument("--keep", action="store_true", help="compile nothing, read what is there")
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    if not options.keep:
+        compile_all(options.folder)
+    found = collect(options.folder)
+    RESULTS.joinpath("scaling_v5e.json").write_text(json.dumps(found, indent=1) + "\n")
+    RESULTS.joinpath("scaling_v5e.md").write_text(table(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,367 @@
+"""Stops a run of two processes again and again; what comes out is that of an undisturbed one.
+
+    python benchmarks/soak.py --stops 30 --steps 300 --folder soak \\
+        --output benchmarks/results/soak.json
+
+A tiny network is trained by `launch/local/launch.py`, two processes by two CPU devices. Each leg is
+ended at a random moment, before the first step, between steps or while a checkpoint is written, in
+one of four ways: SIGTERM to all processes or to one of them, SIGKILL to all or to one. The next leg
+goes on from the newest checkpoint. After each leg no process of the run may be left. At the end the
+run is let finish; its parameters and its metrics are compared with those of a run that was never
+stopped, and every checkpoint is read back. The exit status is 1 where anything differs.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import cv2
+import jax
+import numpy as np
+
+from fgkd_jax.cli.results import restore, versions
+from fgkd_jax.train.checkpoint import Checkpointer, CheckpointOptions
+from fgkd_jax.train.state import abstract_like
+
+ROOT = Path(__file__).resolve().parent.parent
+LEG_SECONDS = 300.0
+WAYS = ("SIGTERM to all", "SIGTERM to one", "SIGKILL to all", "SIGKILL to one")
+CONFIG = '''"""A narrow network on eight-pixel images."""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    """Returns the config."""
+    return ConfigDict({
+        "method": {"name": "classifier", "dropout": 0.1, "brightness": 0.1, "backbone": {
+            "name": "resnet_narrow", "width": 4, "stage_sizes": (1,), "strides": (2,),
+            "dilations": (1,)}},
+        "data": {"dataset": "image_folder", "data_dir": %r, "image_size": 8,
+                 "train_geometry": "resize", "eval_geometry": "resize"},
+        "optim": {"name": "sgd", "momentum": 0.9, "learning_rate": 0.01, "ema_decay": 0.9},
+        "train": {"steps": %d, "batch_size": 16, "eval_batch_size": 8, "log_every": 1,
+                  "tensorboard": "off"},
+        "mesh": {"data": 4},
+        "checkpoint": {"every_steps": %d, "keep_last": 3},
+    })
+'''
+
+
+def write_images(root: Path) -> None:
+    """Draws a folder of small images of three colours.
+
+    Args:
+      root: the folder; made.
+    """
+    for index, name in enumerate(("blue", "green", "red")):
+        for split in ("train", "test"):
+            folder = root / split / name
+            folder.mkdir(parents=True, exist_ok=True)
+            for i in range(16):
+                image = np.random.default_rng([index, i]).integers(0, 150, (10, 10, 3), np.uint8)
+                image[..., index] += 60
+                cv2.imwrite(str(folder / f"{i}.png"), image)
+
+
+class Leg:
+    """One start of the run.
+
+    Attributes:
+      launcher: the local launcher, whose children are the processes of the run.
+    """
+
+    def __init__(self, config: Path, workdir: Path, cache: Path, log: Path) -> None:
+        kept = {n: v for n, v in os.environ.items() if not n.startswith(("JAX_", "XLA_"))}
+        command = [sys.executable, str(ROOT / "launch" / "local" / "launch.py")]
+        command += ["--processes", "2", "--devices", "2", "--", sys.executable, "-m"]
+        command += ["fgkd_jax.cli.main", "train", "--config", str(config)]
+        command += ["--workdir", str(workdir), "--compilation_cache", str(cache)]
+        self._log = log.open("w")
+        self.launcher = subprocess.Popen(
+            command,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            env={**kept, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+        )
+
+    def ranks(self) -> list[int]:
+        """Lists the processes of the run.
+
+        Returns:
+          Their ids, in the order they were started in; those that have ended are not among them.
+        """
+        path = Path(f"/proc/{self.launcher.pid}/task/{self.launcher.pid}/children")
+        try:
+            return [int(one) for one in path.read_text().split()]
+        except OSError:
+            return []
+
+    def wait(self) -> int:
+        """Waits for the end.
+
+        Returns:
+          The launcher's exit status.
+
+        Raises:
+          RuntimeError: it does not come.
+        """
+        try:
+            return self.launcher.wait(timeout=LEG_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise RuntimeError(f"a leg did not end within {LEG_SECONDS:g} s") from error
+        finally:
+            self._log.close()
+
+
+def last_step(workdir: Path) -> int:
+    """Reads how far a run has come.
+
+    Args:
+      workdir: its folder.
+
+    Returns:
+      The last step in its metrics; 0 where there is none.
+    """
+    path = workdir / "metrics.jsonl"
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    for line in reversed(lines):
+        try:
+            return int(json.loads(line)["step"])
+        except (ValueError, KeyError):  # being written
+            continue
+    return 0
+
+
+def left_over(workdir: Path) -> list[int]:
+    """Finds processes that still work on a run.
+
+    Args:
+      workdir: its folder, which stands in their command lines.
+
+    Returns:
+      Their ids.
+    """
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if str(workdir).encode() in words:
+            found.append(int(path.parent.name))
+    return found
+
+
+def stop(leg: Leg, way: str, rng: random.Random) -> None:
+    """Ends a leg in one of the four ways.
+
+    Args:
+      leg: the leg.
+      way: one of `WAYS`.
+      rng: chooses the process.
+    """
+    number = signal.SIGTERM if way.startswith("SIGTERM") else signal.SIGKILL
+    ranks = leg.ranks()
+    for pid in ranks if way.endswith("all") else rng.sample(ranks, min(1, len(ranks))):
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            continue
+
+
+def disturb(paths: dict[str, Path], *, stops: int, steps: int, rng: random.Random) -> list[Any]:
+    """Starts the run and stops it, again and again.
+
+    Args:
+      paths: `config`, `workdir`, `cache`, `logs`.
+      stops: how often.
+      steps: of the whole run; it is not let come to the last before the last stop.
+      rng: chooses moments and ways.
+
+    Returns:
+      What came of each leg, as JSON values.
+    """
+    legs = []
+    for number in range(stops):
+        begun, start = time.monotonic(), last_step(paths["workdir"])
+        leg = Leg(
+            paths["config"], paths["workdir"], paths["cache"], paths["logs"] / f"{number}.log"
+        )
+        room = (steps - start) // (stops - number)
+        before_steps = rng.random() < 0.2
+        target = start + rng.randint(1, max(1, 2 * room - 2))
+        if before_steps:
+            time.sleep(rng.uniform(0.5, 6.0))
+        while not before_steps and leg.launcher.poll() is None:
+            now = last_step(paths["workdir"])
+            if start < now and (now >= target or now >= steps - 2 * (stops - number)):
+                break
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0.0, 0.1))
+        way = rng.choice(WAYS)
+        stop(leg, way, rng)
+        signalled = time.monotonic()
+        status = leg.wait()
+        legs.append(
+            {
+                "way": way,
+                "before_the_first_step": before_steps,
+                "step": last_step(paths["workdir"]),
+                "status": status,
+                "seconds_to_the_end": round(time.monotonic() - signalled, 2),
+                "left_over": len(left_over(paths["workdir"])),
+                "seconds": round(time.monotonic() - begun, 1),
+            }
+        )
+        print(json.dumps({"leg": number, **legs[-1]}), flush=True)
+    return legs
+
+
+def unreadable(workdir: Path) -> list[str]:
+    """Reads every checkpoint of a run back.
+
+    Args:
+      workdir: its folder.
+
+    Returns:
+      One line for each that cannot be read, and for each that a leg found damaged.
+    """
+    folder = workdir / "checkpoints"
+    lines = [f"{path} was damaged" for path in folder.rglob("*.corrupt")]
+    restored = restore(str(workdir), checkpoint="last")
+    tree = abstract_like(restored.state.to_save())
+    with Checkpointer(folder, CheckpointOptions(), read_only=True, log=lines.append) as some:
+        steps = list(some.steps())
+        while steps:
+            some._steps["last"] = steps  # ends with the one that is read
+            some.restore_last(tree)
+            steps = steps[:-1]
+    return lines
+
+
+def compare(workdir: Path, other: Path) -> dict[str, Any]:
+    """Compares what two runs came to.
+
+    Args:
+      workdir: of a run that is finished.
+      other: likewise.
+
+    Returns:
+      The largest difference between parameters, and whether the metrics are the same to the byte.
+    """
+    ours, theirs = (
+        jax.device_get(restore(str(one), checkpoint="last").state.to_save()["params"])
+        for one in (workdir, other)
+    )
+    differences = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), ours, theirs)
+    metrics = [(one / "metrics.jsonl").read_text().splitlines() for one in (workdir, other)]
+    return {
+        "largest_parameter_difference": max(jax.tree.leaves(differences)),
+        "same_metrics": _losses(metrics[0]) == _losses(metrics[1]),
+        "steps_logged": len(_losses(metrics[0])),
+    }
+
+
+def _losses(lines: list[str]) -> dict[int, float]:
+    read = map(json.loads, lines)
+    return {line["step"]: line["loss"] for line in read if line["split"] == "train"}
+
+
+def report(made: dict[str, Any]) -> str:
+    """Lays a result out as Markdown.
+
+    Args:
+      made: what is written as JSON.
+
+    Returns:
+      The file's text.
+    """
+    legs, found = made["legs"], made["comparison"]
+    rows = []
+    for way in WAYS:
+        some = [leg for leg in legs if leg["way"] == way]
+        if some:
+            longest = max(leg["seconds_to_the_end"] for leg in some)
+            statuses = Counter(leg["status"] for leg in some)
+            text = ", ".join(f"{count} x {status}" for status, count in sorted(statuses.items()))
+            early = sum(leg["before_the_first_step"] for leg in some)
+            rows.append(f"| {way} | {len(some)} | {early} | {text} | {longest:.1f} s |")
+    return "\n".join(
+        [
+            f"# {len(legs)} stops of a run of {made['steps']} steps",
+            "",
+            f"Made by `{made['command']}`: two processes by two CPU devices, a checkpoint every "
+            f"{made['every_steps']} steps.",
+            "",
+            "| stopped by | times | before the first step | exit status | longest to the end |",
+            "| --- | --- | --- | --- | --- |",
+            *rows,
+            "",
+            "| of the finished run | |",
+            "| --- | --- |",
+            f"| largest difference of a parameter | {found['largest_parameter_difference']:g} |",
+            f"| the same loss at all {found['steps_logged']} steps | "
+            f"{'yes' if found['same_metrics'] else '**no**'} |",
+            f"| checkpoints that could not be read | {len(made['unreadable'])} |",
+            f"| processes left over | {sum(leg['left_over'] for leg in legs)} |",
+            "",
+        ]
+    )
+
+
+def main() -> int:
+    """Runs the soak; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--stops", type=int, default=30, help="how often the run is stopped")
+    parser.add_argument("--steps", type=int, default=300, help="of the whole run")
+    parser.add_argument("--every_steps", type=int, default=5, help="between two checkpoints")
+    parser.add_argument("--seed", type=int, default=0, help="of moments and ways")
+    parser.add_argument("--folder", type=Path, required=True, help="for both runs; a new one")
+    parser.add_argument("--output", type=Path, required=True, help="JSON; Markdown beside it")
+    options = parser.parse_args()
+    folder = options.folder.absolute()
+    (folder / "logs").mkdir(parents=True)
+    write_images(folder / "images")
+    config = folder / "soak_config.py"
+    config.write_text(CONFIG % (str(folder / "images"), options.steps, options.every_steps))
+    paths = {"config": config, "cache": folder / "cache", "logs": folder / "logs"}
+    for name in ("whole", "stopped"):
+        workdir = folder / name
+        legs = []
+        if name == "stopped":
+            legs = disturb(
+                {**paths, "workdir": workdir},
+                stops=options.stops,
+                steps=options.steps,
+                rng=random.Random(options.seed),
+            )
+        if status := Leg(config, workdir, paths["cache"], folder / "logs" / f"{name}.log").wait():
+            raise RuntimeError(f"the last leg of {name} ended with {status}")
+    made = {
+        "command": f"python benchmarks/soak.py --stops {options.stops} --steps {options.steps} "
+        f"--seed {options.seed}",
+        "steps": options.steps,
+        "every_steps": options.every_steps,
+        "comparison": compare(folder / "stopped", folder / "whole"),
+        "unreadable": unreadable(folder / "stopped"),
+        "legs": legs,
+        "versions": versions(),
+    }
+    options.output.write_text(json.dumps(made, indent=1) + "\n")
+    options.output.with_suffix(".md").write_text(report(made))
+    print(report(made))
+    good = made["comparison"]["largest_parameter_difference"] == 0 and not made["unreadable"]
+    return 0 if good and not any(leg["left_over"] for leg in legs) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

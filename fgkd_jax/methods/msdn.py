@@ -66,6 +66,9 @@ class MSDN:
       train_words: whether these vectors are trained.
       clip_attributes: whether negative attributes of classes count as 0. In any case a class's
         attributes are scaled to length one.
+      centre_attributes: whether classes are told by what they differ in from the mean of the seen
+        ones, which is taken off before the scaling; not in the paper. What all birds share then
+        counts for nothing.
       bias: added to the scores of unseen classes and taken from those of seen ones, in training and
         at test (`calibration_bias`).
       label_loss: `cross_entropy` or `ranking` (`attribute_ranking`).
@@ -89,6 +92,7 @@ class MSDN:
     word_vectors: Literal["given", "one_hot"] = "given"
     train_words: bool = True
     clip_attributes: bool = False
+    centre_attributes: bool = False
     bias: float = 1.0
     label_loss: Literal["cross_entropy", "ranking"] = "cross_entropy"
     label_classes: Literal["all", "seen"] = "all"
@@ -172,6 +176,10 @@ class MSDN:
         for i in np.flatnonzero(~attributes.any(axis=1))[:1]:
             above = "above" if self.clip_attributes else "other than"
             raise UserError(f"class {class_names[i]!r} has no attribute {above} 0")
+        if self.centre_attributes:
+            attributes = attributes - attributes[seen].mean(axis=0)
+            for i in np.flatnonzero(~attributes.any(axis=1))[:1]:
+                raise UserError(f"class {class_names[i]!r} has just the mean attributes")
         if self.word_vectors == "one_hot" or word_vectors is None:
             word_vectors = np.eye(attributes.shape[1], dtype=np.float32)
         for i in np.flatnonzero(~word_vectors.any(axis=1))[:1]:

@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from fgkd_jax.errors import UserError
 from fgkd_jax.models.attention_scores import AttentionScore
 from fgkd_jax.models.heads import linear_init
-from fgkd_jax.ops.masking import masked_softmax
+from fgkd_jax.ops.masking import first_max, masked_softmax
 from fgkd_jax.typing import Array, Bool, Float, Int, Leaf
 
 MARGIN = 1e-5
@@ -82,7 +82,7 @@ def feature_blocks(
     blocks = x.reshape(b, rows, 2, columns, 2, c).transpose(0, 1, 3, 2, 4, 5)
     blocks = blocks.reshape(b, rows * columns, 4, c)
     inside = inside.reshape(rows, 2, columns, 2).transpose(0, 2, 1, 3).reshape(1, -1, 4, 1)
-    largest = jnp.max(jnp.where(inside, blocks, -jnp.inf), axis=2)
+    largest = first_max(jnp.where(inside, blocks, -jnp.inf), axis=2)[:, :, 0]
     mean = jnp.sum(blocks, axis=2) / inside.sum(axis=2).astype(np.float32)
     return largest, mean
 

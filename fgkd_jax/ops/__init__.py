@@ -54,7 +54,7 @@ from fgkd_jax.ops.detection_targets import (
     anchor_targets,
     roi_targets,
 )
-from fgkd_jax.ops.masking import masked_softmax
+from fgkd_jax.ops.masking import first_max, masked_softmax
 from fgkd_jax.ops.preprocess import color_jitter, normalize_image
 from fgkd_jax.ops.regions import RoiOptions, pyramid_levels, pyramid_roi_align, roi_align
 from fgkd_jax.ops.resample import corner_aligned_resize, separable_resample

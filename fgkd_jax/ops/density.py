@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.experimental import checkify
 
 from fgkd_jax.errors import UserError
+from fgkd_jax.ops.masking import first_max
 from fgkd_jax.typing import Array, Float
 
 _LEAST = 1e-30
@@ -97,7 +98,7 @@ def limit_density(density: Float[Array, "b n"], *, max_density: float = 4.0) -> 
     tail = jnp.cumsum(rising, axis=1)
     free = jnp.arange(1, n + 1, dtype=wide.dtype)[None]
     levels = (1.0 - (n - free) * cap - tail) / free
-    level = jnp.max(levels, axis=1, keepdims=True)
+    level = first_max(levels, axis=1)
     return jnp.minimum(wide + jnp.maximum(level, 0.0), cap).astype(density.dtype)
 
 

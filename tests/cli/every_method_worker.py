@@ -36,6 +36,11 @@ BOXES = {
 }  # fmt: skip
 PMA = {"backbone": NET, **SIZES}
 
+RETINA = {**BOXES, "extra_levels": 0, "head_features": 8, "head_depth": 1, "anchor_octaves": 1,
+          "candidates": 20}  # fmt: skip
+REGIONS = {**BOXES, "proposal_features": 8, "region_features": 8, "region_size": 2,
+           "anchor_samples": 8, "region_samples": 8, "train_candidates": 10, "candidates": 10,
+           "proposals": 5}  # fmt: skip
 METHODS = {
     "classifier": {"backbone": NET, "dropout": 0.1, "brightness": 0.1},
     "kd": {"backbone": CIFAR, "teacher": {**CIFAR, "width": 6}},
@@ -52,16 +57,15 @@ METHODS = {
     "pma_text": {"word_features": 3, "phrase_features": 4},
     "pma_student": {"backbone": NET, "teacher": PMA},
     "msdn": {},
-    "retinanet": {**BOXES, "extra_levels": 0, "head_features": 8, "head_depth": 1,
-                  "anchor_octaves": 1, "candidates": 20},
-    "faster_rcnn": {**BOXES, "proposal_features": 8, "region_features": 8, "region_size": 2,
-                    "anchor_samples": 8, "region_samples": 8, "train_candidates": 10,
-                    "candidates": 10, "proposals": 5},
+    "retinanet": RETINA,
+    "faster_rcnn": REGIONS,
+    "defeat_retinanet": {**RETINA, "teacher": {"pyramid_features": 12}},
+    "defeat_faster_rcnn": {**REGIONS, "teacher": {"pyramid_features": 12}},
 }  # fmt: skip
 """Tiny options by name of the method."""
 
 READS_TEXT = ("pma", "pma_text", "pma_student")
-DETECTS = ("retinanet", "faster_rcnn")
+DETECTS = ("retinanet", "faster_rcnn", "defeat_retinanet", "defeat_faster_rcnn")
 BY_CLASS = ("mcl", "mcl_bank", "mcl_moco", "lmcl", "lmcl_bank")
 SHARED = "shared"
 """A classifier whose parameters all devices share, and which stops and resumes after a step."""
@@ -120,8 +124,8 @@ def data_options(name, folder):
 def experiment_of(case, folder, steps):
     name = "classifier" if case == SHARED else case
     mesh = {"data": 1, "fsdp": 4, "whole_below": 16} if case == SHARED else {"data": 4}
-    figure = {"msdn": "harmonic_mean", "retinanet": "voc_AP50", "faster_rcnn": "voc_AP50"}
-    chosen = figure.get(name, "accuracy")
+    figures = {"msdn": "harmonic_mean", **dict.fromkeys(DETECTS, "voc_AP50")}
+    chosen = figures.get(name, "accuracy")
     return parse_experiment(
         {
             "method": {"name": name, **METHODS[name]},

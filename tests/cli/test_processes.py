@@ -19,7 +19,10 @@ from fgkd_jax.methods import METHODS
 ROOT = Path(__file__).resolve().parent.parent.parent
 WORKER = Path(__file__).with_name("every_method_worker.py")
 ALWAYS = ("classifier", "kd", "tasn", "pma", "msdn", "mcl", "mcl_moco", "lmcl", "retinanet")
-REST = ("afd", "mcl_bank", "lmcl_bank", "pma_vision", "pma_text", "pma_student", "faster_rcnn")
+REST = (
+    *("afd", "mcl_bank", "lmcl_bank", "pma_vision", "pma_text", "pma_student"),
+    *("faster_rcnn", "defeat_retinanet", "defeat_faster_rcnn"),
+)
 LAUNCHER = ROOT / "launch" / "local" / "launch.py"
 
 
@@ -64,7 +67,7 @@ def environment():
         **kept,
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": "--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
     }
 
 

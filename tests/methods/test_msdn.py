@@ -568,6 +568,19 @@ def test_negative_attributes_count_where_they_are_not_clipped():
         assert told["constants"]["attributes"].dtype == np.float32
 
 
+def test_centred_classes_are_told_by_what_they_differ_in_from_the_seen_ones():
+    attributes = np.array([[3.0, 1.0], [1.0, 1.0], [5.0, 5.0]], np.float32)
+    words, seen = np.ones((2, 3), np.float32), np.array([True, True, False])
+    method = MSDN(centre_attributes=True)
+    told = method.describe(attributes, seen, words, class_names="abc")
+    # The mean of the seen ones is (2, 1); the unseen one counts for nothing in it.
+    expected = [[1.0, 0.0], [-1.0, 0.0], [0.6, 0.8]]
+    np.testing.assert_allclose(told["constants"]["attributes"], expected, rtol=1e-6)
+    with pytest.raises(UserError, match="class 'c' has just the mean attributes"):
+        method.describe(np.array([[3.0, 1.0], [1.0, 1.0], [2.0, 1.0]]), seen, words,
+                        class_names="abc")  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -1,4 +1,4 @@
-"""Softmax over what is left: NumPy, masks that leave nothing, gradients, precision."""
+"""Softmax over what is left, and the maximum: NumPy, masks that leave nothing, gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 from fgkd_jax.errors import UserError
-from fgkd_jax.ops import masked_softmax
+from fgkd_jax.ops import first_max, masked_softmax
 
 soften = jax.jit(masked_softmax)
 
@@ -74,3 +74,30 @@ def test_bfloat16_is_computed_in_float32():
 def test_shapes_are_to_agree():
     with pytest.raises((UserError, TypeError)):
         masked_softmax(jnp.zeros((2, 3)), jnp.zeros((2, 4), bool))
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_the_maximum_and_its_gradient_at_the_first_of_several(axis):
+    x = np.random.default_rng(0).integers(-3, 4, (4, 5, 6)).astype(np.float32)
+    x[0, 0] = -np.inf
+    x[..., 0] = 1
+    np.testing.assert_array_equal(
+        first_max(jnp.asarray(x), axis=axis), x.max(axis=axis, keepdims=True)
+    )
+    weights = np.random.default_rng(1).normal(size=x.max(axis=axis, keepdims=True).shape)
+    found = jax.jit(jax.grad(lambda x: jnp.sum(weights * first_max(x, axis=axis))))(jnp.asarray(x))
+    expected = np.zeros(x.shape)
+    for place in np.ndindex(weights.shape):
+        line = list(place)
+        line[axis] = slice(None)
+        best = int(np.argmax(x[tuple(line)]))
+        line[axis] = best
+        expected[tuple(line)] = weights[place]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_no_maximum_is_compared_with_what_it_is_the_maximum_of():
+    # That is what goes wrong where XLA computes both apart; then nothing may be divided by a count.
+    jaxpr = str(jax.make_jaxpr(jax.grad(lambda x: jnp.sum(first_max(x, axis=0))))(jnp.ones((3, 2))))
+    assert " div " not in jaxpr
+    assert " div " in str(jax.make_jaxpr(jax.grad(lambda x: jnp.sum(x.max(0))))(jnp.ones((3, 2))))

@@ -13,6 +13,7 @@ parameters as well as for their running mean.
 import argparse
 import itertools
 import json
+import re
 import time
 from pathlib import Path
 
@@ -220,6 +221,7 @@ def make_run(division: Division, *, looks: int):
     """
     method, optim = division.method, division.experiment.optim
     every = division.look_every
+    frozen = [re.compile(pattern) for pattern in method.frozen_parameters()]
 
     def total(params, constants, batch, setting):
         variables = {"params": params, "constants": constants}
@@ -253,7 +255,12 @@ def make_run(division: Division, *, looks: int):
                 grads,
                 second,
             )
-            params = jax.tree.map(lambda p, m: p - setting["learning_rate"] * m, params, momentum)
+            params = {
+                name: p
+                if any(pattern.search(name) for pattern in frozen)
+                else p - setting["learning_rate"] * momentum[name]
+                for name, p in params.items()
+            }
             keep = jnp.minimum(EMA, (1 + count) / (10 + count))
             mean = jax.tree.map(lambda a, p: keep * a + (1 - keep) * p, mean, params)
             return (params, second, momentum, mean, count + 1), None

@@ -33,7 +33,7 @@ READING = (
     "For TASN what is sent hardly depends on the number of chips, for it is the gradients: up to",
     "256 chips they are below 2% of a step. Groups of batch norm within a chip save next to no",
     "bytes and nearly all messages (281 all-reduces become 4); they change what is learned where a",
-    "group becomes small. Sharing parameters sends more at every size; what it saves of memory is",
+    "group becomes small. Sharing parameters sends more, at the 64 chips tried; what it saves of memory is",
     "little beside the activations, and the step fits without: it is not worth using here. L-MCL",
     "with memory banks exchanges entries of the banks and logits of the whole batch: what is",
     "gathered grows with the number of chips. (The two compilers choose other exchanges for it, so",

@@ -2,7 +2,8 @@
 
     python .ci/report.py rerun|skipped|totals JUNIT.xml...
 
-Where a test file was run twice, its later results replace all its earlier ones.
+Where a test was run twice, its later result counts, unless it was skipped then. That a whole file
+was skipped counts only where none of its tests ran.
 """
 
 import argparse
@@ -26,7 +27,7 @@ class Result(NamedTuple):
 
     file: str
     outcome: str
-    reason: str
+    reason: str = ""
 
 
 def read_results(paths: list[str]) -> list[Result]:
@@ -36,11 +37,11 @@ def read_results(paths: list[str]) -> list[Result]:
       paths: files, oldest first.
 
     Returns:
-      One result per test; where a test file was run twice, those of the later run.
+      One result per test, and one per file of which nothing ran.
     """
-    by_file: dict[str, list[Result]] = {}
+    tests: dict[tuple[str, str, str], Result] = {}
+    files: dict[str, Result] = {}
     for path in paths:
-        run: dict[str, list[Result]] = {}
         for case in ET.parse(path).getroot().iter("testcase"):
             file = case.get("file", "")
             skip = case.find("skipped")
@@ -50,9 +51,16 @@ def read_results(paths: list[str]) -> list[Result]:
             elif skip is not None:
                 outcome = "xfailed" if skip.get("type") == "pytest.xfail" else "skipped"
                 reason = f"{skip.get('message')} {skip.text or ''}"
-            run.setdefault(file, []).append(Result(file, outcome, reason))
-        by_file |= run
-    return [result for results in by_file.values() for result in results]
+            result = Result(file, outcome, reason)
+            if not case.get("classname"):  # of a file that could not be imported, or was skipped
+                files[file] = result
+                continue
+            key = (file, case.get("classname", ""), case.get("name", ""))
+            if outcome != "skipped" or key not in tests:
+                tests[key] = result
+    ran = {file for file, _, _ in tests}
+    whole = [result for file, result in files.items() if file not in ran]
+    return [*tests.values(), *whole]
 
 
 def curable(results: list[Result]) -> list[Result]:

@@ -1,12 +1,11 @@
 #!/bin/bash
 # usage: benchmarks/gpu.sh FOLDER
-# Measures what README and benchmarks/README.md say of a GPU, each result a file of FOLDER. Needs
-# `pip install -e '.[bench]'`, a GPU that nothing else uses, and about three minutes. A benchmark
+# Measures on a GPU, each result a file of FOLDER. Needs `pip install -e '.[bench,gpu]'`, a GPU that nothing else uses, and about three minutes. A benchmark
 # that fails leaves its log and does not keep the others from running.
 set -u
 out=${1:?expected a folder for the results}
 mkdir -p "$out"
-nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv > "$out/card.txt"
+nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv > "$out/card.txt" || exit 2
 failed=0
 measure() {
   local name=$1; shift

@@ -176,8 +176,8 @@ class Division:
         part, held = self.rows["train"], self.rows["validation"]
         batch = experiment.train.batch_size
         chosen = self._batches(experiment, order, np.random.default_rng([17, seed]), batch)
-        size = 64 * -(-len(held["row"]) // 64)
-        pad = (0, size + 64 - len(held["row"]))
+        # Of one length in all divisions, whose classes differ in size.
+        pad = (0, 64 * -(-len(self.ids) // 64) - len(held["row"]))
         return {
             "params": jax.tree.map(np.asarray, state.params),
             "constants": jax.tree.map(np.asarray, state.variables()["constants"]),

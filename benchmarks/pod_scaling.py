@@ -29,15 +29,20 @@ CONFIGS = {
 }
 """By short name: the config, images of a chip, options that hold the groups of batch norm."""
 
+OTHERWISE = ("lmcl",)
+"""For these the compiler for virtual devices chooses exchanges of other kinds than the one for TPU,
+so that its growth says nothing of theirs."""
+
 READING = (
     "For TASN what is sent hardly depends on the number of chips, for it is the gradients: up to",
     "256 chips they are below 2% of a step. Groups of batch norm within a chip save next to no",
     "bytes and nearly all messages (281 all-reduces become 4); they change what is learned where a",
-    "group becomes small. Sharing parameters sends more, at the 64 chips tried; what it saves of memory is",
-    "little beside the activations, and the step fits without: it is not worth using here. L-MCL",
-    "with memory banks exchanges entries of the banks and logits of the whole batch: what is",
-    "gathered grows with the number of chips. (The two compilers choose other exchanges for it, so",
-    "that its growth is rougher than that of TASN; 256 chips were not compiled.)",
+    "group becomes small. Sharing parameters sends more, at the 64 chips tried; what it saves of",
+    "memory is little beside the activations, and the step fits without: it is not worth using",
+    "here. L-MCL with memory banks exchanges entries of the banks and logits of the whole batch:",
+    "what is gathered grows with the number of chips. How fast is not known, for the compiler for",
+    "virtual devices chooses exchanges of other kinds than the one for TPU; 256 chips were not",
+    "compiled.",
 )
 """What the table says, for the results that lie beside this script."""
 
@@ -154,11 +159,12 @@ def collect(folder: Path) -> dict[str, Any]:
             if step is None:
                 continue
             ratio = sent(step) / sent(smallest) if smallest else None
+            known = label == str(COUNTS[0]) or name not in OTHERWISE
             rows[label] = {
                 "collectives": step["collectives"],
                 "sent_in_float32": sent(step),
                 "memory_of_virtual_device": step["memory"]["total"],
-                "on_paper": on_paper(tpu, ratio) if tpu and ratio else None,
+                "on_paper": on_paper(tpu, ratio) if tpu and ratio and known else None,
             }
         kept = ("flops", "bytes_accessed", "memory", "collectives", "compile_seconds")
         found[name] = {
@@ -182,13 +188,14 @@ def table(found: dict[str, Any]) -> str:
     lines = [
         "# What a train step exchanges as a pod grows",
         "",
-        "Made by `python benchmarks/pod_scaling.py`; nothing was run. The images of a chip stay",
-        f"the same in number. Bytes are those that a chip sends by the compiler for {SMALLEST},",
+        "Made by `python benchmarks/pod_scaling.py --folder FOLDER`; nothing was run. The images of",
+        f"a chip stay the same in number. Bytes are those that a chip sends by the compiler for {SMALLEST},",
         "times the growth between programs for 4 and for more virtual devices. The share is that",
         "of the interconnect at its published bandwidth, all links busy, in a step that exchanges",
         "only when it does not compute; the time of a chip by itself is the longer of arithmetic",
         "and memory at their published rates. What a message costs besides its bytes is not",
-        "published and not counted: the number of exchanges is given instead.",
+        "published and not counted: the number of exchanges is given instead, that of the programs",
+        "for virtual devices.",
         "",
         "| config | chips | variant | exchanges | MB sent by a chip | interconnect | by itself "
         "| share |",

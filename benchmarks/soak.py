@@ -359,7 +359,9 @@ def main() -> int:
     options.output.write_text(json.dumps(made, indent=1) + "\n")
     options.output.with_suffix(".md").write_text(report(made))
     print(report(made))
-    good = made["comparison"]["largest_parameter_difference"] == 0 and not made["unreadable"]
+    compared = made["comparison"]
+    same = compared["largest_parameter_difference"] == 0 and compared["same_metrics"]
+    good = same and not made["unreadable"]
     return 0 if good and not any(leg["left_over"] for leg in legs) else 1
 
 

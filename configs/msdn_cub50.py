@@ -14,6 +14,9 @@ of the first 50, by this command with and without `--override=--config.method.ce
   python benchmarks/msdn_search.py --config msdn_cub50:released --data_dir FEATURES --looks 4 \
     --at_once 1 --override=--config.train.steps=368 --weight_decay 1e-4 1e-2 --output search.json
 
+368 steps were the most that were tried. `benchmarks/results/msdn_search.json` has what came of it.
+What is left of the method in the other variants is trained by the same choice.
+
 `:released` has the released hyperparameters of CUB instead, for 30 passes over the 1,837 training
 images. `:paper`, `:text_to_image`, `:image_to_text` and `:undistilled` as in `msdn_cub`.
 """

@@ -66,7 +66,9 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
     captions_dir = get(values, "captions_dir")
     if action == "build":
         if captions_dir is not None:
-            raise UserError("fgkd data build makes no captions; expected --captions_dir of check")
+            raise UserError(
+                "--captions_dir is an option of fgkd data check; expected none with build"
+            )
         build_dataset(name, data_dir=data_dir)
         return 0
     report = check_dataset(name, data_dir=data_dir, captions_dir=captions_dir)

@@ -323,8 +323,11 @@ def taught_by(
     kept = dict(options or {})
     if kinds != ["defeat"]:
         kept.pop("compared_stages", None)
+    chosen = teaching(kinds[0])
+    if kinds == ["imitation"] and "object_weight" in kept:
+        chosen["object_weight"] = kept["object_weight"] + kept["background_weight"]
     backbone = {**PUBLISHED["backbone"], "name": networks[0]}
     return Taught(
-        {**kept, "teacher": {"backbone": backbone}, **teaching(kinds[0])},
+        {**kept, "teacher": {"backbone": backbone}, **chosen},
         f"ResNet-50 from {networks[0]}, {TEACHING_TITLES[kinds[0]]}",
     )

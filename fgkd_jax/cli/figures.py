@@ -1,6 +1,11 @@
 """How figures are told to people."""
 
-_SHARES = ("accuracy", "harmonic_mean", "ausuc", "pointing")
+import re
+
+_SHARES = re.compile(
+    r"(.*_)?(accuracy|harmonic_mean|ausuc|pointing)|accuracy_.*|(voc\d*_)?A[PR](\d+|_.*)?"
+    "|background_false_positives"
+)
 
 
 def is_share(name: str) -> bool:
@@ -10,7 +15,8 @@ def is_share(name: str) -> bool:
       name: of the figure.
 
     Returns:
-      True for accuracies, harmonic means of them, areas under them, average precisions and the
-      pointing game; False for gains and counts.
+      True for accuracies, harmonic means of them, areas under them, average precisions and
+      recalls, the share of false positives on background, and the pointing game; False for gains,
+      offsets, losses and counts.
     """
-    return name.startswith("AP") or name.endswith(_SHARES)
+    return _SHARES.fullmatch(name) is not None

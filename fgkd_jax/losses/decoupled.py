@@ -87,17 +87,19 @@ def decoupled_features(
             "expected [b, h, w, c] twice and [b, h, w]"
         )
     wide = jnp.promote_types(jnp.promote_types(student.dtype, teacher.dtype), jnp.float32)
-    error = 0.5 * jnp.mean(jnp.square(student.astype(wide) - teacher.astype(wide)), axis=3)
-
-    def part(weights: Array) -> tuple[Array, Array]:
-        # A weight of 0 counts for nothing, whatever the features are there.
-        chosen = jnp.where(weights > 0, weights * error, 0.0)
-        return jnp.sum(chosen, axis=(1, 2)), jnp.sum(weights, axis=(1, 2))
-
     inside = mask.astype(wide)
     outside = 1.0 - inside
     if valid is not None:
         inside, outside = (jnp.where(valid, x, 0.0) for x in (inside, outside))
+    # Features that count for nothing are replaced before they are squared, and so may be infinite.
+    counts = ((inside > 0) | (outside > 0))[..., None]
+    apart = jnp.where(counts, student.astype(wide) - teacher.astype(wide), 0.0)
+    error = 0.5 * jnp.mean(jnp.square(apart), axis=3)
+
+    def part(weights: Array) -> tuple[Array, Array]:
+        chosen = jnp.where(weights > 0, weights * error, 0.0)
+        return jnp.sum(chosen, axis=(1, 2)), jnp.sum(weights, axis=(1, 2))
+
     return DecoupledFeatures(object=part(inside), background=part(outside))
 
 

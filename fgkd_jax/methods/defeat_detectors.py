@@ -170,7 +170,7 @@ part by the masks of others."""
 
 TEACHING_TITLES: Mapping[str, str] = {
     "defeat": "DeFeat",
-    "reference": "DeFeat as released",
+    "reference": "DeFeat with the released settings",
     "imitation": "imitation of whole feature maps",
     "object": "imitation on objects",
     "background": "imitation on background",

@@ -8,7 +8,12 @@ from fgkd_jax.cli.results import results_table
 
 
 @pytest.mark.parametrize(
-    "name", ["accuracy", "genus_accuracy", "best_harmonic_mean", "ausuc", "pointing", "AP", "AP50"]
+    "name",
+    [
+        *("accuracy", "genus_accuracy", "accuracy_without_text", "best_harmonic_mean", "ausuc"),
+        *("pointing", "AP", "AP50", "AP_small", "AR_100", "voc_AP50", "voc07_AP50"),
+        "background_false_positives",
+    ],
 )
 def test_shares(name):
     assert is_share(name)
@@ -16,7 +21,7 @@ def test_shares(name):
     assert "12.3%" in results_table([entry])
 
 
-@pytest.mark.parametrize("name", ["pointing_gain", "block_gain", "best_offset", "loss", "examples"])
+@pytest.mark.parametrize("name", ["pointing_gain", "block_gain", "best_offset", "loss", "APPLES"])
 def test_other_figures(name):
     assert not is_share(name)
     entry = {"split": "test", "checkpoint": "last", "step": 3, "figures": {name: 2.5}}

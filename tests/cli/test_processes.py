@@ -4,8 +4,10 @@ What takes longest is compiling, for which a machine of two cores takes a few mi
 that are variants of others are tried with `-m long`.
 """
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -86,9 +88,23 @@ def run_both(folder, cases):
             assert process.wait(timeout=1500) == 0, (folder / f"{count}.log").read_text()[-3000:]
     finally:
         for process in started.values():
-            process.terminate()
-            process.wait()
+            stop(process)
     return folder
+
+
+def stop(process):
+    """Ends a process that may hang, and the ranks it started, which have sessions of their own."""
+    if process.poll() is not None:
+        return
+    ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.terminate()
+    try:
+        process.wait(timeout=15)
+    except subprocess.TimeoutExpired:
+        for rank in [*map(int, ranks), process.pid]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(rank, signal.SIGKILL)
+        process.wait(timeout=15)
 
 
 @pytest.fixture(scope="module")

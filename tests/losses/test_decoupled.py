@@ -329,3 +329,17 @@ def test_mistakes_are_told():
                 call()
     finally:
         jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def test_cells_that_count_for_nothing_may_hold_anything():
+    student = jnp.array([[[[1.0], [jnp.inf], [2.0]]]])
+    teacher = jnp.zeros_like(student).at[0, 0, 2].set(jnp.nan)
+    mask, valid = jnp.array([[[True, False, False]]]), jnp.array([[[True, False, False]]])
+
+    def total(student):
+        parts = decoupled_features(student, teacher, mask, valid=valid)
+        return sum(jnp.sum(part[0]) for part in parts)
+
+    value, gradient = jax.value_and_grad(total)(student)
+    assert value == 0.5
+    np.testing.assert_array_equal(gradient.ravel(), [1.0, 0.0, 0.0])

@@ -133,6 +133,6 @@ def test_captions_of_a_data_set_that_cannot_be_opened_are_not_read(captioned, ca
 def test_a_data_set_that_is_drawn_has_no_folder_of_captions(captioned, capsys):
     status = main(["data", "build", "image_folder", "--captions_dir", str(captioned)])
     assert status == 2
-    assert "fgkd data build makes no captions; expected --captions_dir of check" in (
+    assert "--captions_dir is an option of fgkd data check; expected none with build" in (
         capsys.readouterr().err
     )

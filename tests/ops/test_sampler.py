@@ -203,7 +203,6 @@ def test_each_platform_gets_its_lowering(platform):
     text = text_of(jax.grad(loss, argnums=(0, 1)))
     assert ("while" in text) == (platform == "cpu")
     assert ("dot_general" in text) == (platform == "tpu")
-    assert ("stablehlo.scatter" in text) == (platform == "cuda")
     if platform == "tpu":
         assert not any(op in text for op in ("stablehlo.gather", "dynamic_slice"))
 

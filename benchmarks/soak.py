@@ -348,7 +348,8 @@ def main() -> int:
             raise RuntimeError(f"the last leg of {name} ended with {status}")
     made = {
         "command": f"python benchmarks/soak.py --stops {options.stops} --steps {options.steps} "
-        f"--seed {options.seed}",
+        f"--seed {options.seed} --every_steps {options.every_steps} --folder soak "
+        "--output soak.json",
         "steps": options.steps,
         "every_steps": options.every_steps,
         "comparison": compare(folder / "stopped", folder / "whole"),

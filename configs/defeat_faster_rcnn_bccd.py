@@ -10,13 +10,7 @@ pixels. First the teacher:
 `configs/faster_rcnn_bccd.py` is the student alone. All of them are trained for as many steps.
 """
 
-from fgkd_jax.cli.detection_recipes import (
-    SMALL_SCENES,
-    SMALL_STEPS,
-    WIDE_BACKBONE,
-    narrow_detector,
-)
-from fgkd_jax.methods.defeat_detectors import TEACHING_TITLES, teaching
+from fgkd_jax.cli.detection_recipes import small_student
 
 
 def get_config(variant="defeat"):
@@ -25,16 +19,6 @@ def get_config(variant="defeat"):
     Args:
       variant: a key of `fgkd_jax.methods.defeat_detectors.TEACHING`.
     """
-    return narrow_detector(
-        {
-            "name": "defeat_faster_rcnn",
-            "teacher": {"backbone": dict(WIDE_BACKBONE)},
-            **teaching(variant),
-        },
-        heads="regions",
-        data=SMALL_SCENES["bccd"],
-        steps=SMALL_STEPS["regions"],
-        report={
-            "title": f"Faster R-CNN, narrow ResNet, {TEACHING_TITLES[variant]}, BCCD at 240 x 320"
-        },
+    return small_student(
+        "defeat_faster_rcnn", variant, heads="regions", scene="bccd", title="Faster R-CNN"
     )

@@ -6,31 +6,15 @@ https://github.com/Shenggan/BCCD_Dataset.
 `:teacher` is the wider network that students learn from, see `configs/defeat_faster_rcnn_bccd.py`.
 """
 
-from fgkd_jax.cli.detection_recipes import (
-    SMALL_SCENES,
-    SMALL_STEPS,
-    WIDE_BACKBONE,
-    narrow_detector,
-    variant_of,
-)
-
-TITLES = {"student": "narrow ResNet", "teacher": "wider ResNet"}
+from fgkd_jax.cli.detection_recipes import small_detector
 
 
 def get_config(variant="student"):
     """Returns the config.
 
     Args:
-      variant: a key of `TITLES`.
+      variant: a key of `fgkd_jax.cli.detection_recipes.WIDTHS`.
     """
-    variant_of("faster_rcnn_bccd", variant, TITLES)
-    method, steps = {"name": "faster_rcnn"}, SMALL_STEPS["regions"]
-    if variant == "teacher":
-        method["backbone"], steps = dict(WIDE_BACKBONE), 2 * steps
-    return narrow_detector(
-        method,
-        heads="regions",
-        data=SMALL_SCENES["bccd"],
-        steps=steps,
-        report={"title": f"Faster R-CNN, {TITLES[variant]}, BCCD at 240 x 320"},
+    return small_detector(
+        "faster_rcnn", variant, heads="regions", scene="bccd", title="Faster R-CNN"
     )

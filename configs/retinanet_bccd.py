@@ -6,31 +6,13 @@ https://github.com/Shenggan/BCCD_Dataset.
 `:teacher` is the wider network that students learn from, see `configs/defeat_retinanet_bccd.py`.
 """
 
-from fgkd_jax.cli.detection_recipes import (
-    SMALL_SCENES,
-    SMALL_STEPS,
-    WIDE_BACKBONE,
-    narrow_detector,
-    variant_of,
-)
-
-TITLES = {"student": "narrow ResNet", "teacher": "wider ResNet"}
+from fgkd_jax.cli.detection_recipes import small_detector
 
 
 def get_config(variant="student"):
     """Returns the config.
 
     Args:
-      variant: a key of `TITLES`.
+      variant: a key of `fgkd_jax.cli.detection_recipes.WIDTHS`.
     """
-    variant_of("retinanet_bccd", variant, TITLES)
-    method, steps = {"name": "retinanet"}, SMALL_STEPS["dense"]
-    if variant == "teacher":
-        method["backbone"], steps = dict(WIDE_BACKBONE), 2 * steps
-    return narrow_detector(
-        method,
-        heads="dense",
-        data=SMALL_SCENES["bccd"],
-        steps=steps,
-        report={"title": f"RetinaNet, {TITLES[variant]}, BCCD at 240 x 320"},
-    )
+    return small_detector("retinanet", variant, heads="dense", scene="bccd", title="RetinaNet")

@@ -284,6 +284,67 @@ BUCKETS: Mapping[str, tuple[tuple[int, int], ...]] = {
 1000 x 600 and fill up to multiples of 32; here an image is made as large as its bucket."""
 
 
+SCENE_TITLES: Mapping[str, str] = {"bccd": "BCCD at 240 x 320", "birds": "192 x 192"}
+"""What `SMALL_SCENES` are called in a table."""
+
+WIDTHS: Mapping[str, str] = {"student": "narrow ResNet", "teacher": "wider ResNet"}
+"""Variants of a narrow detector, and what they are called in a table."""
+
+
+def small_detector(name: str, variant: str, *, heads: str, scene: str, title: str) -> ConfigDict:
+    """Completes a config that trains a detector of small scenes alone.
+
+    Args:
+      name: of the method.
+      variant: a key of `WIDTHS`.
+      heads: a key of `NARROW_HEADS`.
+      scene: a key of `SMALL_SCENES`.
+      title: of the detector.
+
+    Returns:
+      The config.
+
+    Raises:
+      UserError: the variant is not known.
+    """
+    variant_of(f"{name}_{scene}", variant, WIDTHS)
+    wide = variant == "teacher"
+    return narrow_detector(
+        {"name": name, **({"backbone": dict(WIDE_BACKBONE)} if wide else {})},
+        heads=heads,
+        data=SMALL_SCENES[scene],
+        steps=SMALL_STEPS[heads] * (2 if wide else 1),
+        report={"title": f"{title}, {WIDTHS[variant]}, {SCENE_TITLES[scene]}"},
+    )
+
+
+def small_student(name: str, variant: str, *, heads: str, scene: str, title: str) -> ConfigDict:
+    """Completes a config that trains a detector of small scenes by a wider one.
+
+    Args:
+      name: of the method.
+      variant: a key of `TEACHING`.
+      heads: a key of `NARROW_HEADS`.
+      scene: a key of `SMALL_SCENES`.
+      title: of the detector.
+
+    Returns:
+      The config.
+
+    Raises:
+      UserError: the variant is not known.
+    """
+    taught = {"name": name, "teacher": {"backbone": dict(WIDE_BACKBONE)}, **teaching(variant)}
+    told = f"{WIDTHS['student']}, {TEACHING_TITLES[variant]}, {SCENE_TITLES[scene]}"
+    return narrow_detector(
+        taught,
+        heads=heads,
+        data=SMALL_SCENES[scene],
+        steps=SMALL_STEPS[heads],
+        report={"title": f"{title}, {told}"},
+    )
+
+
 class Taught(NamedTuple):
     """What a student learns from its teacher.
 

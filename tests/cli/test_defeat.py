@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from fgkd_jax.cli.config import load_config
 from fgkd_jax.cli.main import main
 from fgkd_jax.train.weight_files import load_arrays, load_metadata, save_arrays
 
@@ -120,3 +121,10 @@ def test_wrong_teachers_are_told_in_one_line(folder, tmp_path, capsys):
     line = refused(capsys, train(folder, run, tmp_path / "fewer.npz"))
     assert "missing: params/region_head/" in line
     assert not run.exists()
+
+
+@pytest.mark.parametrize("name", ["defeat_faster_rcnn_coco", "defeat_retinanet_coco"])
+def test_imitation_weighs_as_much_as_both_parts_together(name):
+    taught, imitating = (load_config(f"{name}:{v}", []).method for v in ("defeat", "imitation"))
+    assert taught.object_weight + taught.background_weight == imitating.object_weight == 20
+    assert imitating.background_weight == 0

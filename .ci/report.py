@@ -2,8 +2,9 @@
 
     python .ci/report.py rerun|skipped|totals JUNIT.xml...
 
-Where a test was run twice, its later result counts, unless it was skipped then. That a whole file
-was skipped counts only where none of its tests ran.
+Where a test was run twice, its later result counts, unless it was skipped then. Of two skips that
+counts whose reason no package cures. That a whole file was skipped counts only where none of its
+tests ran.
 """
 
 import argparse
@@ -56,8 +57,11 @@ def read_results(paths: list[str]) -> list[Result]:
                 files[file] = result
                 continue
             key = (file, case.get("classname", ""), case.get("name", ""))
-            if outcome != "skipped" or key not in tests:
-                tests[key] = result
+            skipped_again = key in tests and outcome == "skipped"
+            told = skipped_again and tests[key].outcome != "skipped"
+            if told or (skipped_again and not ACCEPTED_REASONS.search(reason)):
+                continue
+            tests[key] = result
     ran = {file for file, _, _ in tests}
     whole = [result for file, result in files.items() if file not in ran]
     return [*tests.values(), *whole]

@@ -36,6 +36,8 @@ TEXT = {
 
 TEXT_DROPOUT = 0.5
 """Without it the image is hardly looked at beyond the genus, for captions are learned sooner."""
+STUDENT_TEMPERATURE = 4.0
+"""On the validation split, one seed: 45.4%, where the paper's 1 has 37.9%."""
 
 
 def get_config(variant="bimodal"):
@@ -54,6 +56,8 @@ def get_config(variant="bimodal"):
     method = small_text_method(METHODS[variant], learner=variant)
     if variant == "bimodal":
         method["text_dropout"] = TEXT_DROPOUT
+    elif variant == "student":
+        method["temperature"] = STUDENT_TEMPERATURE
     config = drawn_birds(
         method,
         image_size=64,

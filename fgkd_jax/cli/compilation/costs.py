@@ -1,6 +1,7 @@
 """What the rounds of loops cost, of which XLA's own analysis counts one."""
 
 import dataclasses
+import importlib
 from collections.abc import Mapping
 
 import jax
@@ -66,10 +67,9 @@ def cost_of(analysis: Mapping[str, float] | None) -> Cost:
 
 
 def _analyse(text: str) -> Cost | None:
-    try:
-        from jaxlib import _hlo, _jax  # the analysis of a text has no public name
-
-        read, analyse = _hlo.hlo_module_from_text, _jax.hlo_module_cost_analysis
+    try:  # the analysis of a text has no public name
+        read = importlib.import_module("jaxlib._hlo").hlo_module_from_text
+        analyse = importlib.import_module("jaxlib._jax").hlo_module_cost_analysis
     except (ImportError, AttributeError):
         return None
     return cost_of(analyse(jax.devices("cpu")[0].client, read(text)))

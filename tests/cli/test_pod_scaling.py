@@ -58,7 +58,7 @@ def test_bytes_grow_as_between_virtual_devices(scaling, tmp_path):
 
 def test_banks_exchange_as_with_narrow_networks_and_gradients_as_they_are(scaling, tmp_path):
     write(tmp_path, "lmcl_tpu", all_reduce=(1000, 1500), all_gather=(9, 9))
-    write(tmp_path, "lmcl_4", all_reduce=(2000, 3000))
+    write(tmp_path, "lmcl_4", all_reduce=(2000, 3000), all_to_all=(500, 375))
     write(tmp_path, "lmcl_narrow_4", all_gather=(400, 300), all_reduce=(4, 6))
     write(tmp_path, "lmcl_narrow_256", all_gather=(4, 3))
     found = scaling.collect(tmp_path)["lmcl"]
@@ -69,6 +69,8 @@ def test_banks_exchange_as_with_narrow_networks_and_gradients_as_they_are(scalin
     text = scaling.table({"lmcl": found})
     assert "| 256 | as configured | 1 all-gather (of narrow networks) | 0.0 |" in text
     assert "64" not in rows
+    assert scaling.disagreement({"lmcl": found}) == pytest.approx(0.2)
+    assert "\ndiffer by at most 20.0%." in text
 
 
 def test_nothing_compiled_is_nothing_told(scaling, tmp_path):

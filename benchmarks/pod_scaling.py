@@ -56,10 +56,10 @@ READING = (
     "L-MCL's chips share the dimensions of its memory banks, as long as their number divides 128.",
     "Then each chip sends the candidates that the others contrast with, the same bytes at any",
     "size, and the gradients of all products of the whole batch, which grow with the number of",
-    "chips: at 64 they are most of what is sent. 256 chips do not divide the dimensions; each holds",
-    "the banks whole, 1.3 GB, and hardly anything but gradients is sent, less in all than by 4",
-    "chips. Kept whole on 64 chips, banks would save most of the exchange; there, sharing them is",
-    "not worth the memory that it saves.",
+    "chips: at 64 they are most of what is sent. 256 chips do not divide the dimensions; each",
+    "holds the banks whole, 1.3 GB, and hardly anything but gradients is sent, less in all than by",
+    "4 chips. Kept whole on 64 chips, banks would save most of the exchange; there, sharing them",
+    "is not worth the memory that it saves.",
 )
 """What the table says, for the results that lie beside this script."""
 
@@ -306,8 +306,8 @@ def table(found: dict[str, Any]) -> str:
     if apart is not None:
         lines += [
             "",
-            "Bytes of all-gather and all-to-all in L-MCL's programs of narrow networks for TPU and in",
-            "those of ResNet-50 for as many virtual devices",
+            "Bytes of all-gather and all-to-all in L-MCL's programs of narrow networks for TPU",
+            "and in those of ResNet-50 for as many virtual devices",
             f"differ by at most {100 * apart:.1f}%.",
         ]
     return "\n".join([*lines, "", *READING]) + "\n"

@@ -29,10 +29,10 @@ class BankOptions(MutualOptions):
     (`gather_bytes`, `bank_bytes`).
 
     On several devices each holds all rows, and a share of the dimensions where their number divides
-    d: then a gather stays on the device, and what it gathered for others is exchanged, as many bytes
-    on 64 devices as on 4; on the way back the gradients of all products are, which grow with the
-    batch (`benchmarks/results/scaling_v5e.md`). Split by rows, the bank would be gathered whole in
-    every step.
+    d: then a gather stays on the device, and what it gathered for others is exchanged, as many
+    bytes on 64 devices as on 4; on the way back the gradients of all products are, which grow with
+    the batch (`benchmarks/results/scaling_v5e.md`). Split by rows, the bank would be gathered whole
+    in every step.
 
     Attributes, besides those of `MutualOptions`, of which `contrast_groups` has no meaning here:
       num_examples: rows of each bank; taken from the data set where None.

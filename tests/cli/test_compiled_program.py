@@ -1,6 +1,9 @@
 """What the text of a compiled program tells: loops, how often they go round, what that costs."""
 
+import importlib.util
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -291,3 +294,39 @@ def test_a_part_of_a_program_is_a_program():
         assert part.entry == loop.body
         assert set(part.lines) <= set(program.lines)
     assert costs._analyse(program.alone(program.entry)) == cost_of(made.cost_analysis())
+
+
+FOR_TPU = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from fgkd_jax.cli.compilation.topology import open_slice
+mesh = Mesh(np.array(open_slice("v5e:2x2").devices).reshape(2, 2), ("data", "fsdp"))
+x = jax.ShapeDtypeStruct((16, 256), jnp.float32, sharding=NamedSharding(mesh, P("data")))
+w = jax.ShapeDtypeStruct((256, 256), jnp.float32, sharding=NamedSharding(mesh, P()))
+
+def loss(w, x):
+    def body(c, _):
+        return jnp.tanh(c @ w) - jnp.mean(c, axis=0, keepdims=True), None
+    return jnp.mean(jax.lax.scan(body, x, None, length=9)[0])
+
+print(jax.jit(jax.grad(loss)).lower(w, x).compile().as_text())
+"""
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="the extra `tpu` is not installed"
+)
+def test_what_the_tpu_compiler_writes_is_read():
+    """A process of its own: the compiler is to be loaded where nothing else runs."""
+    done = subprocess.run([sys.executable, "-c", FOR_TPU], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "known_trip_count" not in done.stdout, "it is no longer to be derived"
+    program = read_program(done.stdout)
+    assert [loop.rounds for loop in program.loops] == [9, 9]
+    found = find_collectives(program, devices=4)
+    assert {one.devices for one in found} == {2}
+    assert sum(one.times for one in found if one.kind == "all-reduce") >= 18
+    once = costs._analyse(program.alone(program.entry))
+    whole = with_all_rounds(once, program)
+    # Of a round: one product of 8 rows forward and two backward.
+    assert whole.flops > 9 * 3 * 2 * 8 * 256 * 256 > once.flops

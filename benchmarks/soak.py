@@ -12,6 +12,7 @@ stopped, and every checkpoint is read back. The exit status is 1 where anything 
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -32,7 +33,9 @@ from fgkd_jax.train.checkpoint import Checkpointer, CheckpointOptions
 from fgkd_jax.train.state import abstract_like
 
 ROOT = Path(__file__).resolve().parent.parent
-LEG_SECONDS = 300.0
+MARK = "FGKD_SOAK_WORKDIR"
+"""A variable that all processes of a run have, those that its processes start among them."""
+END_SECONDS = 60.0
 WAYS = ("SIGTERM to all", "SIGTERM to one", "SIGKILL to all", "SIGKILL to one")
 CONFIG = '''"""A narrow network on eight-pixel images."""
 
@@ -73,32 +76,40 @@ def write_images(root: Path) -> None:
 
 
 class Leg:
-    """One start of the run.
+    """One start of the run, of which nothing runs any more when the context ends, however it does.
 
     Attributes:
       launcher: the local launcher, whose children are the processes of the run.
     """
 
-    def __init__(self, config: Path, workdir: Path, cache: Path, log: Path) -> None:
+    def __init__(self, paths: dict[str, Path], name: str, *, seconds: float) -> None:
+        self._workdir, self._seconds = paths["workdir"], seconds
         kept = {n: v for n, v in os.environ.items() if not n.startswith(("JAX_", "XLA_"))}
+        ours = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), MARK: str(self._workdir)}
         command = [sys.executable, str(ROOT / "launch" / "local" / "launch.py")]
         command += ["--processes", "2", "--devices", "2", "--", sys.executable, "-m"]
-        command += ["fgkd_jax.cli.main", "train", "--config", str(config)]
-        command += ["--workdir", str(workdir), "--compilation_cache", str(cache)]
-        self._log = log.open("w")
+        command += ["fgkd_jax.cli.main", "train", "--config", str(paths["config"])]
+        command += ["--workdir", str(self._workdir), "--compilation_cache", str(paths["cache"])]
+        self._log = (paths["logs"] / f"{name}.log").open("w")
         self.launcher = subprocess.Popen(
             command,
             stdout=self._log,
             stderr=subprocess.STDOUT,
-            env={**kept, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+            env={**kept, **ours},
         )
 
-    def ranks(self) -> list[int]:
-        """Lists the processes of the run.
+    def __enter__(self) -> "Leg":
+        """Returns the leg."""
+        return self
 
-        Returns:
-          Their ids, in the order they were started in; those that have ended are not among them.
-        """
+    def __exit__(self, *error: object) -> None:
+        """Ends what still runs."""
+        end_all(self._workdir)
+        self.launcher.wait()
+        self._log.close()
+
+    def ranks(self) -> list[int]:
+        """Returns the ids of the run's processes that have not ended, in the order of starting."""
         path = Path(f"/proc/{self.launcher.pid}/task/{self.launcher.pid}/children")
         try:
             return [int(one) for one in path.read_text().split()]
@@ -106,20 +117,11 @@ class Leg:
             return []
 
     def wait(self) -> int:
-        """Waits for the end.
-
-        Returns:
-          The launcher's exit status.
-
-        Raises:
-          RuntimeError: it does not come.
-        """
+        """Waits for the end and returns the launcher's exit status; raises where it is late."""
         try:
-            return self.launcher.wait(timeout=LEG_SECONDS)
+            return self.launcher.wait(timeout=self._seconds)
         except subprocess.TimeoutExpired as error:
-            raise RuntimeError(f"a leg did not end within {LEG_SECONDS:g} s") from error
-        finally:
-            self._log.close()
+            raise RuntimeError(f"a leg did not end within {self._seconds:g} s") from error
 
 
 def last_step(workdir: Path) -> int:
@@ -145,20 +147,36 @@ def left_over(workdir: Path) -> list[int]:
     """Finds processes that still work on a run.
 
     Args:
-      workdir: its folder, which stands in their command lines.
+      workdir: its folder, of which their environment tells.
 
     Returns:
       Their ids.
     """
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if str(workdir).encode() in words:
-            found.append(int(path.parent.name))
+    found, mark = [], f"{MARK}={workdir}".encode()
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # it has ended
+            if mark in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
     return found
+
+
+def end_all(workdir: Path) -> None:
+    """Ends whatever still works on a run.
+
+    Args:
+      workdir: its folder.
+
+    Raises:
+      RuntimeError: a process cannot be ended.
+    """
+    deadline = time.monotonic() + END_SECONDS
+    while left := left_over(workdir):
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"the processes {left} do not end")
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
 
 
 def stop(leg: Leg, way: str, rng: random.Random) -> None:
@@ -172,19 +190,20 @@ def stop(leg: Leg, way: str, rng: random.Random) -> None:
     number = signal.SIGTERM if way.startswith("SIGTERM") else signal.SIGKILL
     ranks = leg.ranks()
     for pid in ranks if way.endswith("all") else rng.sample(ranks, min(1, len(ranks))):
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
-        except ProcessLookupError:
-            continue
 
 
-def disturb(paths: dict[str, Path], *, stops: int, steps: int, rng: random.Random) -> list[Any]:
+def disturb(
+    paths: dict[str, Path], *, stops: int, steps: int, leg_seconds: float, rng: random.Random
+) -> list[Any]:
     """Starts the run and stops it, again and again.
 
     Args:
       paths: `config`, `workdir`, `cache`, `logs`.
       stops: how often.
       steps: of the whole run; it is not let come to the last before the last stop.
+      leg_seconds: most seconds that a leg may take to end.
       rng: chooses moments and ways.
 
     Returns:
@@ -193,35 +212,34 @@ def disturb(paths: dict[str, Path], *, stops: int, steps: int, rng: random.Rando
     legs = []
     for number in range(stops):
         begun, start = time.monotonic(), last_step(paths["workdir"])
-        leg = Leg(
-            paths["config"], paths["workdir"], paths["cache"], paths["logs"] / f"{number}.log"
-        )
-        room = (steps - start) // (stops - number)
         before_steps = rng.random() < 0.2
-        target = start + rng.randint(1, max(1, 2 * room - 2))
-        if before_steps:
-            time.sleep(rng.uniform(0.5, 6.0))
-        while not before_steps and leg.launcher.poll() is None:
-            now = last_step(paths["workdir"])
-            if start < now and (now >= target or now >= steps - 2 * (stops - number)):
-                break
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0.0, 0.1))
-        way = rng.choice(WAYS)
-        stop(leg, way, rng)
-        signalled = time.monotonic()
-        status = leg.wait()
-        legs.append(
-            {
-                "way": way,
-                "before_the_first_step": before_steps,
-                "step": last_step(paths["workdir"]),
-                "status": status,
-                "seconds_to_the_end": round(time.monotonic() - signalled, 2),
-                "left_over": len(left_over(paths["workdir"])),
-                "seconds": round(time.monotonic() - begun, 1),
-            }
-        )
+        target = start + rng.randint(1, max(1, 2 * ((steps - start) // (stops - number)) - 2))
+        with Leg(paths, str(number), seconds=leg_seconds) as leg:
+            if before_steps:
+                time.sleep(rng.uniform(0.5, 6.0))
+            while not before_steps and leg.launcher.poll() is None:
+                now = last_step(paths["workdir"])
+                if start < now and (now >= target or now >= steps - 2 * (stops - number)):
+                    break
+                if time.monotonic() - begun > leg_seconds:
+                    raise RuntimeError(f"a leg took no step within {leg_seconds:g} s")
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0.0, 0.1))
+            way = rng.choice(WAYS)
+            stop(leg, way, rng)
+            signalled = time.monotonic()
+            status = leg.wait()
+            legs.append(
+                {
+                    "way": way,
+                    "before_the_first_step": before_steps,
+                    "step": last_step(paths["workdir"]),
+                    "status": status,
+                    "seconds_to_the_end": round(time.monotonic() - signalled, 2),
+                    "left_over": len(left_over(paths["workdir"])),
+                    "seconds": round(time.monotonic() - begun, 1),
+                }
+            )
         print(json.dumps({"leg": number, **legs[-1]}), flush=True)
     return legs
 
@@ -320,11 +338,15 @@ def report(made: dict[str, Any]) -> str:
 
 def main() -> int:
     """Runs the soak; returns the exit status."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--stops", type=int, default=30, help="how often the run is stopped")
     parser.add_argument("--steps", type=int, default=300, help="of the whole run")
     parser.add_argument("--every_steps", type=int, default=5, help="between two checkpoints")
     parser.add_argument("--seed", type=int, default=0, help="of moments and ways")
+    parser.add_argument(
+        "--leg_seconds", type=float, default=300.0, help="most that one start may take to end"
+    )
     parser.add_argument("--folder", type=Path, required=True, help="for both runs; a new one")
     parser.add_argument("--output", type=Path, required=True, help="JSON; Markdown beside it")
     options = parser.parse_args()
@@ -335,16 +357,18 @@ def main() -> int:
     config.write_text(CONFIG % (str(folder / "images"), options.steps, options.every_steps))
     paths = {"config": config, "cache": folder / "cache", "logs": folder / "logs"}
     for name in ("whole", "stopped"):
-        workdir = folder / name
-        legs = []
+        paths["workdir"], legs = folder / name, []
         if name == "stopped":
             legs = disturb(
-                {**paths, "workdir": workdir},
+                paths,
                 stops=options.stops,
                 steps=options.steps,
+                leg_seconds=options.leg_seconds,
                 rng=random.Random(options.seed),
             )
-        if status := Leg(config, workdir, paths["cache"], folder / "logs" / f"{name}.log").wait():
+        with Leg(paths, name, seconds=options.leg_seconds) as leg:
+            status = leg.wait()
+        if status:
             raise RuntimeError(f"the last leg of {name} ended with {status}")
     made = {
         "command": f"python benchmarks/soak.py --stops {options.stops} --steps {options.steps} "

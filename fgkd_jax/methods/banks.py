@@ -28,9 +28,11 @@ class BankOptions(MutualOptions):
     of 128 dimensions) 2,148,007,936 bytes in one gather from banks of 1,311,915,008 bytes
     (`gather_bytes`, `bank_bytes`).
 
-    On several devices each holds all rows, and a share of the dimensions: then a gather stays on
-    the device, and products are exchanged, of which there are d / n times fewer than numbers in the
-    candidates. Split by rows, the bank would be gathered whole in every step.
+    On several devices each holds all rows, and a share of the dimensions where their number divides
+    d: then a gather stays on the device, and what it gathered for others is exchanged, as many
+    bytes on 64 devices as on 4; on the way back the gradients of all products are, which grow with
+    the batch (`benchmarks/results/scaling_v5e.md`). Split by rows, the bank would be gathered whole
+    in every step.
 
     Attributes, besides those of `MutualOptions`, of which `contrast_groups` has no meaning here:
       num_examples: rows of each bank; taken from the data set where None.

@@ -1,10 +1,20 @@
-"""A folder of small photographs, and a config that trains on it in seconds."""
+"""Small photographs, a config that trains on them in seconds, and commands that leave nothing."""
 
+import contextlib
+import os
+import signal
+import subprocess
 import textwrap
+import time
+import uuid
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+
+MARK = "FGKD_TEST_COMMAND"
+"""A variable that a command has, and all processes that it starts, whatever session they are in."""
 
 
 def write_images(root, *, split, per_class, size=20):
@@ -70,3 +80,67 @@ def config(photographs, tmp_path_factory):
         ''')
     )
     return path
+
+
+class Commands:
+    """Starts commands whose processes do not outlive the context, however it ends."""
+
+    def __init__(self):
+        self.mark = uuid.uuid4().hex
+        self.started = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        deadline = time.monotonic() + 60
+        while left := self.left():
+            assert time.monotonic() < deadline, f"{left} do not end"
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.02)
+        for process in self.started:
+            process.wait()
+            for pipe in filter(None, (process.stdout, process.stderr)):
+                pipe.close()
+
+    def start(self, command, *, env, **options):
+        process = subprocess.Popen(command, env={**env, MARK: self.mark}, **options)
+        self.started.append(process)
+        return process
+
+    def left(self):
+        """Processes that have not ended."""
+        mark, found = f"{MARK}={self.mark}".encode(), []
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):  # it has ended
+                if mark in path.read_bytes().split(b"\0"):
+                    found.append(int(path.parent.name))
+        return found
+
+
+@pytest.fixture
+def commands():
+    with Commands() as some:
+        yield some
+
+
+@pytest.fixture(scope="module")
+def module_commands():
+    with Commands() as some:
+        yield some
+
+
+@pytest.fixture
+def run_to_the_end(commands):
+    """Like `subprocess.run`; what is too slow is ended with all that it started."""
+
+    def run(command, *, env, timeout):
+        process = commands.start(
+            command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        out, error = process.communicate(timeout=timeout)
+        return subprocess.CompletedProcess(command, process.returncode, out, error)
+
+    return run

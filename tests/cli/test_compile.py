@@ -25,6 +25,7 @@ from fgkd_jax.cli.compilation.collectives import (
     find_collectives,
     summary,
 )
+from fgkd_jax.cli.compilation.program import read_program
 from fgkd_jax.cli.compilation.topology import Slice, open_slice
 from fgkd_jax.cli.config import load_config
 from fgkd_jax.cli.main import main
@@ -81,7 +82,7 @@ backend_config={"known_trip_count":{"n":"5"},"known_init_step":{}}
 def test_collectives_are_read_out_of_a_program():
     found = {
         (one.kind, one.bytes, one.devices, one.times)
-        for one in find_collectives(PROGRAM, devices=8)
+        for one in find_collectives(read_program(PROGRAM), devices=8)
     }
     assert found == {
         ("all-reduce", 256, 4, 1),
@@ -93,7 +94,7 @@ def test_collectives_are_read_out_of_a_program():
         ("all-gather", 96, 8, 1),
         ("collective-permute", 5, 8, 1),
     }
-    added = summary(find_collectives(PROGRAM, devices=8))
+    added = summary(find_collectives(read_program(PROGRAM), devices=8))
     assert added["reduce-scatter"] == {
         "count": 6,
         "instructions": 2,
@@ -101,7 +102,7 @@ def test_collectives_are_read_out_of_a_program():
         "bytes_sent": 80 + 7 * 64,
     }
     assert added["all-reduce"]["count"] == 3
-    assert find_collectives("", devices=8) == []
+    assert find_collectives(read_program(""), devices=8) == []
 
 
 def test_a_loop_inside_a_loop_multiplies_and_dead_code_does_not_count():
@@ -123,7 +124,7 @@ ENTRY %main (p: f32[2]) -> f32[2] {
   %v = f32[2] while(%p), condition=%c, body=%deep
 }
 """
-    assert [one.times for one in find_collectives(inner, devices=2)] == [13]
+    assert [one.times for one in find_collectives(read_program(inner), devices=2)] == [13]
 
 
 @pytest.fixture(scope="module")
@@ -141,14 +142,16 @@ def compiled_text(devices, function, spec):
 def test_what_this_xla_writes_is_read(devices):
     whole = PartitionSpec()
     text = compiled_text(devices, lambda x: jnp.sum(x, axis=0), whole)
-    assert find_collectives(text, devices=8) == [Collective("all-reduce", 4 * 32, 8)]
+    assert find_collectives(read_program(text), devices=8) == [Collective("all-reduce", 4 * 32, 8)]
     text = compiled_text(devices, lambda x: 2 * x, whole)
-    assert find_collectives(text, devices=8) == [Collective("all-gather", 4 * 16 * 32, 8)]
+    assert find_collectives(read_program(text), devices=8) == [
+        Collective("all-gather", 4 * 16 * 32, 8)
+    ]
 
     def rounds(x):
         return jax.lax.scan(lambda c, _: (jnp.sum(x * c) * 1e-3, None), x[0, 0], None, length=7)[0]
 
-    found = find_collectives(compiled_text(devices, rounds, whole), devices=8)
+    found = find_collectives(read_program(compiled_text(devices, rounds, whole)), devices=8)
     assert max(one.times for one in found) == 7
 
 

@@ -140,10 +140,12 @@ class TestCommand:
             env=environment,
         )
         deadline = time.monotonic() + 120
-        while not (folder / "train-00002.npz").exists() and time.monotonic() < deadline:
-            assert process.poll() is None, "the run ended before it could be killed"
-            time.sleep(0.0005)
-        process.send_signal(signal.SIGKILL)
+        try:
+            while not (folder / "train-00002.npz").exists() and time.monotonic() < deadline:
+                assert process.poll() is None, "the run ended before it could be killed"
+                time.sleep(0.0005)
+        finally:
+            process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         with pytest.raises(UserError, match="run the same fgkd features again"):
             open_dataset("features", data_dir=str(folder))

@@ -37,21 +37,26 @@ def finish(config, workdir, cache):
     return done.stderr
 
 
-def kill_when(config, workdir, cache, ready):
+@pytest.fixture
+def kill_when(commands):
     """Starts the run and kills it as soon as `ready` says so."""
-    process = subprocess.Popen(
-        command(config, workdir, cache),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=ENVIRONMENT,
-    )
-    deadline = time.monotonic() + 120
-    while not ready() and time.monotonic() < deadline:
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.0005)
-    assert ready(), "the moment to kill the run did not come"
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+
+    def kill(config, workdir, cache, ready):
+        process = commands.start(
+            command(config, workdir, cache),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=ENVIRONMENT,
+        )
+        deadline = time.monotonic() + 120
+        while not ready() and time.monotonic() < deadline:
+            assert process.poll() is None, "the run ended before it could be killed"
+            time.sleep(0.0005)
+        assert ready(), "the moment to kill the run did not come"
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+
+    return kill
 
 
 def saved(workdir):
@@ -71,7 +76,7 @@ def uninterrupted(config, tmp_path_factory):
     return folder
 
 
-def test_sigkill_at_three_moments_changes_nothing(config, tmp_path, uninterrupted):
+def test_sigkill_at_three_moments_changes_nothing(config, tmp_path, uninterrupted, kill_when):
     workdir, cache = tmp_path / "run", uninterrupted / "cache"
     rng = np.random.default_rng()
 

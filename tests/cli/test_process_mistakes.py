@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LAUNCHER = ROOT / "launch" / "local" / "launch.py"
@@ -21,19 +23,21 @@ def environment():
     return {**kept, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 
 
-def refused(arguments, *, processes=2):
+LAUNCH = [sys.executable, str(LAUNCHER), "--processes=2", "--devices=1", "--"]
+
+
+@pytest.fixture
+def refused(run_to_the_end):
     """Runs a command whose arguments may name $JAX_PROCESS_ID; returns the lines that were said."""
-    command = [sys.executable, str(LAUNCHER), f"--processes={processes}", "--devices=1", "--"]
-    done = subprocess.run(
-        [*command, "sh", "-c", f"{TRAIN} {arguments}"],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=300,
-    )
-    assert done.returncode == 2, done.stdout
-    assert "Traceback" not in done.stdout
-    return [line[4:] for line in done.stdout.splitlines() if line[4:].startswith("fgkd: ")]
+
+    def run(arguments):
+        command = [*LAUNCH, "sh", "-c", f"{TRAIN} {arguments}"]
+        done = run_to_the_end(command, env=environment(), timeout=300)
+        assert done.returncode == 2, done.stdout
+        assert "Traceback" not in done.stdout
+        return [line[4:] for line in done.stdout.splitlines() if line[4:].startswith("fgkd: ")]
+
+    return run
 
 
 def one_line(lines):
@@ -43,7 +47,7 @@ def one_line(lines):
     return line
 
 
-def test_other_configs_are_refused(config, tmp_path):
+def test_other_configs_are_refused(refused, config, tmp_path):
     arguments = f"--config {config} --workdir {tmp_path / 'run'} --config.seed=$JAX_PROCESS_ID"
     assert one_line(refused(arguments)) == (
         "the processes were given another config: seed is 0 on rank 0 and 1 on rank 1; expected "
@@ -52,7 +56,7 @@ def test_other_configs_are_refused(config, tmp_path):
     assert not (tmp_path / "run").exists(), "a run that is refused leaves nothing"
 
 
-def test_other_data_are_refused(config, tmp_path):
+def test_other_data_are_refused(refused, config, tmp_path):
     for rank in range(2):
         for name in ("blue", "green", "red"):
             for split in ("train", "validation", "test"):
@@ -70,7 +74,7 @@ def test_other_data_are_refused(config, tmp_path):
     )
 
 
-def test_a_workdir_that_is_not_shared_is_refused(config, tmp_path):
+def test_a_workdir_that_is_not_shared_is_refused(refused, config, tmp_path):
     arguments = f"--config {config} --workdir {tmp_path}/run$JAX_PROCESS_ID"
     lines = refused(arguments)
     for line in lines:
@@ -82,7 +86,7 @@ def test_a_workdir_that_is_not_shared_is_refused(config, tmp_path):
     assert lines
 
 
-def test_a_mesh_that_does_not_fit_is_refused(config, tmp_path):
+def test_a_mesh_that_does_not_fit_is_refused(refused, config, tmp_path):
     arguments = f"--config {config} --workdir {tmp_path / 'run'} --config.mesh.data="
     assert one_line(refused(f"{arguments}3")) == "mesh.data is 3, but there are only 2 cpu devices"
     assert one_line(refused(f"{arguments}1")) == (
@@ -90,7 +94,9 @@ def test_a_mesh_that_does_not_fit_is_refused(config, tmp_path):
     )
 
 
-def test_a_coordinator_that_is_not_there_is_named_within_the_timeout(config, tmp_path):
+def test_a_coordinator_that_is_not_there_is_named_within_the_timeout(
+    run_to_the_end, config, tmp_path
+):
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{one.getsockname()[1]}"
@@ -98,10 +104,26 @@ def test_a_coordinator_that_is_not_there_is_named_within_the_timeout(config, tmp
     command += ["--workdir", str(tmp_path / "run"), f"--coordinator={address}"]
     command += ["--num_processes=2", "--process_id=1", "--coordinator_timeout=1"]
     started = time.monotonic()
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=300)
+    done = run_to_the_end(command, env=environment(), timeout=300)
     assert done.returncode == 2
     assert re.fullmatch(
         rf"fgkd: error: coordinator {re.escape(address)} was not reached within 1 s: .*\n",
         done.stderr,
     )
     assert time.monotonic() - started < 120
+
+
+def test_nothing_is_left_of_a_run_that_takes_too_long(commands, tmp_path):
+    """Each process has a session of its own, starts another, and does not end when asked to."""
+    files = [tmp_path / f"started{rank}" for rank in range(2)]
+    stubborn = f"trap '' TERM; sleep 600 & touch {tmp_path}/started$JAX_PROCESS_ID; wait; sleep 600"
+    process = commands.start([*LAUNCH, "sh", "-c", stubborn], env=environment())
+    deadline = time.monotonic() + 120
+    while not all(file.exists() for file in files):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert len(commands.left()) >= 5, "the launcher, two processes and what these started"
+    with pytest.raises(subprocess.TimeoutExpired), commands:
+        process.wait(timeout=0.1)
+    assert commands.left() == []
+    assert process.returncode == -signal.SIGKILL

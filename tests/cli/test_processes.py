@@ -4,11 +4,8 @@ What takes longest is compiling, for which a machine of two cores takes a few mi
 that are variants of others are tried with `-m long`.
 """
 
-import contextlib
 import json
 import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -73,7 +70,7 @@ def environment():
     }
 
 
-def run_both(folder, cases):
+def run_both(folder, cases, commands):
     """Trains as one process and as two, side by side; each writes into a folder of its number."""
     write_photographs(folder / "photographs")
     write_scenes(folder / "scenes")
@@ -82,39 +79,21 @@ def run_both(folder, cases):
     started = {}
     for count, command in {"1": worker, "2": [*launcher, *worker]}.items():
         with (folder / f"{count}.log").open("w") as log:
-            started[count] = subprocess.Popen(command, stdout=log, stderr=log, env=environment())
-    try:
+            started[count] = commands.start(command, stdout=log, stderr=log, env=environment())
+    with commands:  # none outlives this, in time or not
         for count, process in started.items():
             assert process.wait(timeout=1500) == 0, (folder / f"{count}.log").read_text()[-3000:]
-    finally:
-        for process in started.values():
-            stop(process)
     return folder
 
 
-def stop(process):
-    """Ends a process that may hang, and the ranks it started, which have sessions of their own."""
-    if process.poll() is not None:
-        return
-    ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    process.terminate()
-    try:
-        process.wait(timeout=15)
-    except subprocess.TimeoutExpired:
-        for rank in [*map(int, ranks), process.pid]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(rank, signal.SIGKILL)
-        process.wait(timeout=15)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, module_commands):
+    return run_both(tmp_path_factory.mktemp("processes"), [*ALWAYS, "shared"], module_commands)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return run_both(tmp_path_factory.mktemp("processes"), [*ALWAYS, "shared"])
-
-
-@pytest.fixture(scope="module")
-def rest(tmp_path_factory):
-    return run_both(tmp_path_factory.mktemp("rest"), REST)
+def rest(tmp_path_factory, module_commands):
+    return run_both(tmp_path_factory.mktemp("rest"), REST, module_commands)
 
 
 def lines(folder, count, case):

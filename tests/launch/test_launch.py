@@ -243,16 +243,13 @@ def test_every_manifest_parses(path):
             assert {"apiVersion", "kind"} <= one.keys()
 
 
-def built(folder: Path) -> dict[str, dict]:
-    if shutil.which("kubectl") is None:
-        pytest.skip("needs kubectl, which builds without a cluster")
-    done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return {one["kind"]: one for one in documents(done.stdout)}
+@pytest.fixture(scope="session")
+def built(kustomize):
+    return lambda folder: {one["kind"]: one for one in kustomize.build(folder)}
 
 
 @pytest.mark.parametrize("folder", [LAUNCH / "k8s/base", *OVERLAYS], ids=lambda p: p.name)
-def test_every_overlay_is_a_run_that_fits_together(folder):
+def test_every_overlay_is_a_run_that_fits_together(folder, built):
     by_kind = built(folder)
     jobset = by_kind["JobSet"]
     name, spec = jobset["metadata"]["name"], jobset["spec"]
@@ -286,7 +283,7 @@ def test_every_overlay_is_a_run_that_fits_together(folder):
 @pytest.mark.parametrize(
     ("name", "resource"), [("tpu", "google.com/tpu"), ("gpu", "nvidia.com/gpu")]
 )
-def test_an_overlay_asks_for_its_devices_and_sets_its_flags(name, resource):
+def test_an_overlay_asks_for_its_devices_and_sets_its_flags(name, resource, built):
     by_kind = built(LAUNCH / "k8s/overlays" / name)
     job = by_kind["JobSet"]["spec"]["replicatedJobs"][0]["template"]["spec"]
     (container,) = job["template"]["spec"]["containers"]
@@ -300,7 +297,7 @@ def test_an_overlay_asks_for_its_devices_and_sets_its_flags(name, resource):
         assert chips == rows * columns
 
 
-def test_the_queue_leads_from_the_label_to_the_quota():
+def test_the_queue_leads_from_the_label_to_the_quota(built):
     by_kind = built(LAUNCH / "k8s/queue")
     label = built(LAUNCH / "k8s/base")["JobSet"]["metadata"]["labels"]["kueue.x-k8s.io/queue-name"]
     assert by_kind["LocalQueue"]["metadata"]["name"] == label

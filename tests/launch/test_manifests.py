@@ -2,14 +2,16 @@
 
 Objects of Kubernetes itself are checked against its published schemas, those of JobSet and Kueue
 against the fields of their documented types that a run like ours can have use for. A job inside a
-JobSet is a job of Kubernetes.
+JobSet is a job of Kubernetes. What is checked is what `kustomize.py` beside this file builds; where
+`kubectl` is installed, that is compared with what it builds.
 """
 
-import copy
 import shutil
 import subprocess
 from pathlib import Path
 
+import jsonschema
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -112,14 +114,6 @@ CUSTOM = {
 }
 
 
-def built(folder):
-    if shutil.which("kubectl") is None:
-        pytest.skip("needs kubectl, which builds without a cluster")
-    done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return [one for one in yaml.safe_load_all(done.stdout) if one]
-
-
 def jobs_of(jobset):
     """The jobs that a JobSet makes, as documents of Kubernetes."""
     for one in jobset["spec"]["replicatedJobs"]:
@@ -128,60 +122,117 @@ def jobs_of(jobset):
         yield {**template, "apiVersion": "batch/v1", "kind": "Job", "metadata": metadata}
 
 
+def check_quantities(value):
+    """The published schemas take any text for an amount."""
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        if key in ("requests", "limits"):
+            jsonschema.validate(inner, {"type": "object", "additionalProperties": QUANTITY})
+        elif isinstance(inner, dict | list):
+            check_quantities(inner)
+
+
 def check(document):
     """Raises where a document has a field that there is not, or a value that it may not have."""
-    validator = pytest.importorskip(
-        "kubernetes_validate", reason="needs kubernetes-validate, of the extra 'dev'"
-    )
-    import jsonschema
-
+    check_quantities(document)
     schema = CUSTOM.get(document["kind"])
     if schema is None:
-        validator.validate(document, VERSION, strict=True)
+        kubernetes_validate.validate(document, VERSION, strict=True)
         return
     jsonschema.validate(document, schema)
     if document["kind"] == "JobSet":
         for job in jobs_of(document):
-            validator.validate(job, VERSION, strict=True)
+            kubernetes_validate.validate(job, VERSION, strict=True)
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
-def test_every_manifest_is_valid(folder):
-    documents = built(folder)
+def check_folder(folder, kustomize):
+    documents = kustomize.build(folder)
     assert documents
     for document in documents:
         check(document)
 
 
-MISTAKES = {
-    "a-rule": lambda spec, pod: spec["failurePolicy"]["rules"][0].update(name="a-rule"),
-    "FailPod": lambda spec, pod: spec["failurePolicy"]["rules"][0].update(action="FailPod"),
-    "maxRestarts": lambda spec, pod: spec.update(maxRestarts=3),
-    "paralelism": lambda spec, pod: spec["replicatedJobs"][0]["template"]["spec"].update(
-        paralelism=2
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+def test_every_manifest_is_valid(folder, kustomize):
+    check_folder(folder, kustomize)
+
+
+def test_no_file_is_left_out(kustomize):
+    read = set()
+    for folder in FOLDERS:
+        kustomize.build(folder, read=read)
+    assert read == {path.resolve() for path in K8S.rglob("*") if path.is_file()}
+
+
+def by_id(documents):
+    return {(one["apiVersion"], one["kind"], one["metadata"]["name"]): one for one in documents}
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+def test_kubectl_builds_the_same(folder, kustomize):
+    if shutil.which("kubectl") is None:
+        pytest.skip("needs kubectl, with which the build of the tests is compared")
+    done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    theirs = by_id(one for one in yaml.safe_load_all(done.stdout) if one)
+    assert by_id(kustomize.build(folder)) == theirs
+
+
+TPU, GPU, JOBSET_FILE = "overlays/tpu/workers.yaml", "overlays/gpu/workers.yaml", "base/jobset.yaml"
+MISTAKES = [
+    (JOBSET_FILE, "name: not_to_be_repeated", "name: not-to-be-repeated", "not-to-be-repeated"),
+    (JOBSET_FILE, "action: FailJobSet", "action: FailPod", "FailPod"),
+    (JOBSET_FILE, "    maxRestarts: 50", "    maxRestart: 50", "maxRestart"),
+    (JOBSET_FILE, "  network:", "  maxRestarts: 3\n  network:", "maxRestarts"),
+    (JOBSET_FILE, "completionMode:", "completionmode:", "completionmode"),
+    (JOBSET_FILE, "restartPolicy:", "restartpolicy:", "restartpolicy"),
+    (JOBSET_FILE, "args:", "arg:", "arg"),
+    (JOBSET_FILE, 'value: "2"', "value: 2", "2 is not of type"),
+    (
+        JOBSET_FILE,
+        "                  image:",
+        "                  args: []\n                  image:",
+        "twice",
     ),
-    "restartpolicy": lambda spec, pod: pod.update(restartpolicy="Never"),
-    "arg": lambda spec, pod: pod["containers"][0].update(arg=["train"]),
-    "2 is not of type": lambda spec, pod: pod["containers"][0]["env"][1].update(value=2),
-}
-"""What is wrong, by what is said of it."""
+    ("base/volume.yaml", "accessModes:", "accessMode:", "accessMode"),
+    ("base/volume.yaml", "100Gi", "100GiB", "100GiB"),
+    ("base/kustomization.yaml", "resources:", "resource:", "resource"),
+    ("base/kustomization.yaml", "- volume.yaml", "- volumes.yaml", "there is no file"),
+    ("queue/queue.yaml", 'nominalQuota: "512"', "nominalQuota: many", "many"),
+    ("queue/queue.yaml", "clusterQueue:", "clusterQueues:", "clusterQueues"),
+    (TPU, "/spec/template/spec/nodeSelector", "/spec/template/spec/nodeselector", "nodeselector"),
+    (TPU, "/spec/parallelism", "/spec/paralelism", "paralelism"),
+    (TPU, "env/1/value", "env/3/value", "no place '3'"),
+    (TPU, 'value: "4"', "value: 4", "4 is not of type"),
+    (TPU, "op: replace", "op: exchange", "exchange"),
+    (GPU, "configMapRef:", "configmapRef:", "configmapRef"),
+    (GPU, "/resources/limits", "/resource/limits", "there is no 'resource'"),
+    (GPU, "/volumeMounts/-", "/volumeMount/-", "there is no 'volumeMount'"),
+    (GPU, "mountPath:", "mountpath:", "mountpath"),
+    (GPU, '"8"', "eight", "eight"),
+    (GPU, "medium: Memory", "media: Memory", "media"),
+    ("overlays/gpu/kustomization.yaml", "newTag:", "newtag:", "newtag"),
+    ("overlays/gpu/kustomization.yaml", "name: fgkd\n", "name: fgdk\n", "no container"),
+    ("overlays/gpu/kustomization.yaml", "name: fgkd-train", "name: fgkd-trian", "fgkd-trian"),
+    ("overlays/tpu/kustomization.yaml", "kind: JobSet", "kind: Jobset", "Jobset"),
+    ("overlays/tpu/kustomization.yaml", "target:", "targets:", "targets"),
+    ("overlays/tpu/kustomization.yaml", "patches:", "patch:", "patch"),
+    ("overlays/tpu/kustomization.yaml", "patches:", "namePrefix: a-\npatches:", "namePrefix"),
+    ("overlays/tpu/kustomization.yaml", "  disableNameSuffixHash: true", "  labels: {}", "hash"),
+    ("overlays/tpu/flags.env", "LIBTPU_INIT_ARGS=", "LIBTPU-INIT-ARGS=", "NAME=VALUE"),
+]
+"""In a file: what is written otherwise, how, and what is then said."""
 
 
-@pytest.mark.parametrize("said", MISTAKES)
-def test_a_mistake_is_found(said):
-    (jobset,) = (one for one in built(K8S / "base") if one["kind"] == "JobSet")
-    check(jobset)
-    wrong = copy.deepcopy(jobset)
-    pod = wrong["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
-    MISTAKES[said](wrong["spec"], pod)
-    with pytest.raises(Exception, match=said):
-        check(wrong)
-
-
-def test_a_mistake_in_the_queue_is_found():
-    (queue,) = (one for one in built(K8S / "queue") if one["kind"] == "ClusterQueue")
-    check(queue)
-    wrong = copy.deepcopy(queue)
-    wrong["spec"]["resourceGroups"][0]["flavors"][0]["resources"][0]["nominalQuota"] = "many"
-    with pytest.raises(Exception, match="many"):
-        check(wrong)
+@pytest.mark.parametrize(
+    ("file", "right", "wrong", "said"), MISTAKES, ids=[f"{one[0]}-{one[3]}" for one in MISTAKES]
+)
+def test_a_mistake_in_any_file_is_found(file, right, wrong, said, tmp_path, kustomize):
+    copied = tmp_path / "k8s"
+    shutil.copytree(K8S, copied)
+    text = (copied / file).read_text()
+    assert right in text
+    (copied / file).write_text(text.replace(right, wrong, 1))
+    folder = copied / Path(file).parent
+    errors = (kustomize.Refused, jsonschema.ValidationError, kubernetes_validate.ValidationError)
+    with pytest.raises(errors, match=said):
+        check_folder(folder, kustomize)

@@ -3,13 +3,14 @@
     pytest -m slurm tests/launch
 
 needs Debian's `slurm-wlm` and root. The cluster has a folder of its own, ports of its own and no
-`munge`; it ends with the test.
+`munge`; it ends with the test, and so do all processes that it started, however they take it.
 """
 
 import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -25,7 +26,12 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent.parent
 SCRIPT = ROOT / "launch" / "slurm" / "train.sbatch"
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "scontrol", "srun", "sinfo")
-STEPS = 600  # enough that the urgent job comes in time where a step takes 10 ms
+STEPS = 300
+FREE_STEPS = 10
+PREEMPTED_WITHIN = 120
+"""Seconds. The first start takes a second for each step after the free ones, on any machine: the
+run is not over before the urgent job comes."""
+assert STEPS - FREE_STEPS > 2 * PREEMPTED_WITHIN
 
 pytestmark = pytest.mark.slurm
 
@@ -132,35 +138,61 @@ class Cluster:
     def logs(self):
         return "\n".join(path.read_text()[-2000:] for path in self.folder.glob("*.log"))
 
+    def processes(self):
+        """Everything that runs by this cluster: its daemons, what watches tasks, and tasks."""
+        mark, found = f"SLURM_CONF={self.conf}".encode(), []
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):  # it has ended
+                if mark in path.read_bytes().split(b"\0"):
+                    found.append(int(path.parent.name))
+        return found
+
     def stop(self):
-        """Ends jobs first: their processes are no children of ours."""
+        """Ends jobs, then daemons, then with force what is left of either.
+
+        SLURM gives tasks half a minute to end by themselves; that is not waited for.
+        """
         with contextlib.suppress(AssertionError):
             self.run("scancel", "--user=root", check=False)
-            wait_for("no job", lambda: not self.run("squeue", "-h", check=False), seconds=30)
+            wait_for("no job", lambda: not self.run("squeue", "-h", check=False), seconds=5)
         for daemon in reversed(self.daemons):
             daemon.send_signal(signal.SIGTERM)
         for daemon in self.daemons:
-            try:
-                daemon.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                daemon.kill()
-                daemon.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                daemon.wait(timeout=5)
+        wait_for("no process left", self._killed, seconds=30, log=self.logs)
+
+    def _killed(self):
+        left = self.processes()
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for daemon in self.daemons:
+            daemon.poll()
+        return not left
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
+def start_cluster(folder):
     path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
     missing = [name for name in PROGRAMS if shutil.which(name, path=path) is None]
     if missing:
         pytest.skip(f"needs SLURM (slurm-wlm): there is no {missing[0]}")
     if os.geteuid() != 0:
         pytest.skip("needs root, as whom the daemons of SLURM start jobs")
-    one = Cluster(tmp_path_factory.mktemp("slurm"))
+    one = Cluster(folder)
     try:
         one.start()
-        yield one
-    finally:
+    except BaseException:
         one.stop()
+        raise
+    return one
+
+
+@pytest.fixture
+def cluster(tmp_path_factory):
+    one = start_cluster(tmp_path_factory.mktemp("slurm"))
+    yield one
+    one.stop()
 
 
 CONFIG = """
@@ -183,6 +215,27 @@ def get_config():
 """
 
 
+PROGRAM = """#!%s
+import os, sys, time
+
+from fgkd_jax.cli.main import main
+from fgkd_jax.train.distributed import Job
+
+free = Job.after_step
+
+
+def slow(self, step):
+    if step > %d:
+        time.sleep(1)
+    return free(self, step)
+
+
+if "SLURM_RESTART_COUNT" not in os.environ:  # the first start
+    Job.after_step = slow
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     folder = tmp_path_factory.mktemp("job")
@@ -196,7 +249,7 @@ def config(tmp_path_factory):
     path = folder / "tiny.py"
     path.write_text(CONFIG % (str(folder / "images"), STEPS))
     program = folder / "fgkd"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m fgkd_jax.cli.main "$@"\n')
+    program.write_text(PROGRAM % (sys.executable, FREE_STEPS))
     program.chmod(0o755)
     return path
 
@@ -237,7 +290,10 @@ def test_a_preempted_job_is_queued_again_and_ends_as_one_that_was_not(cluster, c
         "--wrap", "sleep 1",
     ).strip()  # fmt: skip
     wait_for(
-        "preempted", lambda: cluster.job(number)["JobState"] == "PENDING", seconds=120, log=log
+        "preempted",
+        lambda: cluster.job(number)["JobState"] == "PENDING",
+        seconds=PREEMPTED_WITHIN,
+        log=log,
     )
     before = losses(workdir)
     assert max(before) < STEPS, "the run was over before it could be preempted"
@@ -273,3 +329,19 @@ def test_a_preempted_job_is_queued_again_and_ends_as_one_that_was_not(cluster, c
         for folder in (workdir, tmp_path / "alone")
     ]
     assert results[0] == results[1]
+
+
+def test_nothing_is_left_of_a_cluster_whose_tasks_do_not_end(tmp_path):
+    cluster = start_cluster(tmp_path)
+    try:
+        stubborn = "trap '' TERM; touch %s; while :; do sleep 0.2; done"
+        ready = [tmp_path / name for name in ("batch", "task")]
+        script = f"srun bash -c {shlex.quote(stubborn % ready[1])} & {stubborn % ready[0]}"
+        cluster.run("sbatch", "--output=/dev/null", "--wrap", f"exec bash -c {shlex.quote(script)}")
+        wait_for("the tasks", lambda: all(one.exists() for one in ready), seconds=60)
+        assert len(cluster.processes()) > len(cluster.daemons)
+    finally:
+        started = time.monotonic()
+        cluster.stop()
+    assert not cluster.processes()
+    assert time.monotonic() - started < 30, "this is shorter than SLURM waits for tasks"

@@ -667,7 +667,11 @@ def test_two_processes_save_agree_on_damage_and_one_process_reads_it(tmp_path):
         )
         for index in range(2)
     ]
-    outputs = [peer.communicate(timeout=120) for peer in peers]
+    try:
+        outputs = [peer.communicate(timeout=120) for peer in peers]
+    finally:
+        for peer in peers:
+            peer.kill()
     for peer, (out, error) in zip(peers, outputs, strict=True):
         assert peer.returncode == 0, error
         assert "_METADATA has" in out

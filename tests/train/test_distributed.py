@@ -49,14 +49,16 @@ def run_two(what, workdir, *, limit=120.0):
         ]
         ends: dict[int, float] = {}
         deadline = time.monotonic() + limit
-        while len(ends) < 2 and time.monotonic() < deadline:
-            for rank, process in enumerate(processes):
-                if rank not in ends and process.poll() is not None:
-                    ends[rank] = time.monotonic()
-            time.sleep(0.02)
-        for process in processes:
-            process.kill()
-            process.wait()
+        try:
+            while len(ends) < 2 and time.monotonic() < deadline:
+                for rank, process in enumerate(processes):
+                    if rank not in ends and process.poll() is not None:
+                        ends[rank] = time.monotonic()
+                time.sleep(0.02)
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
     text = log.read_text()
     assert len(ends) == 2, f"still running after {limit} s:\n{text}"
     return [process.returncode for process in processes], text, abs(ends[0] - ends[1])

@@ -7,8 +7,9 @@ not understood is left out of the count, so the figures are an estimate.
 import dataclasses
 import math
 import re
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+
+from fgkd_jax.cli.compilation.program import Program
 
 _SIZES = {
     1: ("pred", "s8", "u8"),
@@ -94,7 +95,6 @@ def bytes_sent(collective: Collective) -> float:
     return sent * collective.times
 
 
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _INSTRUCTION = re.compile(
     r"^\s+(?:ROOT )?%?[\w.\-]+ = (?P<shape>\(.*?\)|\S+) (?P<kind>"
     + "|".join(sorted(SENT, key=len, reverse=True))
@@ -102,39 +102,42 @@ _INSTRUCTION = re.compile(
 )
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 _LAYOUT = re.compile(r"\{[^}]*\}")
-_CALLED = re.compile(
-    r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)"
-    r"|(?:branch_computations|called_computations)=\{([^}]*)\}"
-)
-_BODY = re.compile(r"body=%?([\w.\-]+)")
-_TRIPS = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
 _LISTED = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 _IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=")
+_MESH = re.compile(r"replica_groups=(?:@\w+|mesh\[([^\]]*)\]).*? \{([^}]*)\}")
+_AXIS = re.compile(r"'([^']*)'(?:=|:\(\d+\))?(\d*)")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 
 
-def find_collectives(program: str, *, devices: int) -> list[Collective]:
+def find_collectives(program: Program, *, devices: int) -> list[Collective]:
     """Reads the collectives out of a compiled program.
 
     Args:
-      program: XLA's text of it, `compiled.as_text()`.
+      program: its text, as `read_program` reads it.
       devices: how many run it; a collective that names no group is among all of them.
 
     Returns:
-      One entry per instruction. Inside a loop whose number of rounds the compiler knows, `times` is
-      that number; inside one whose number it does not know, 1.
+      One entry per exchange, which `times` says how often it runs; inside a loop of unknown length
+      as if that ran once. An exchange that goes on beside several steps of arithmetic stands in
+      the text once for each of them, inside fusions, and is one entry.
     """
-    bodies, entry = _computations(program)
-    times = _executions(bodies, entry)
     found = []
-    for name, lines in bodies.items():
+    parts: dict[tuple[str, str], Collective] = {}
+    for name, lines in program.lines.items():
         for line in lines:
             match = _INSTRUCTION.match(line)
-            if match is None or not times[name]:
+            if match is None or not program.times[name]:
                 continue
             size = _result_bytes(match["shape"], match["kind"], started=bool(match["start"]))
             group = _group_size(line, devices=devices)
-            found.append(Collective(match["kind"], size, group, times[name]))
-    return found
+            one = Collective(match["kind"], size, group, program.times[name])
+            channel = _CHANNEL.search(line)
+            if name not in program.fused or channel is None:
+                found.append(one)
+                continue
+            key = (match["kind"], channel[1])
+            parts[key] = max(one, parts.get(key, one), key=lambda each: each.times)
+    return [*found, *parts.values()]
 
 
 def summary(collectives: Sequence[Collective]) -> dict[str, dict[str, int]]:
@@ -158,36 +161,6 @@ def summary(collectives: Sequence[Collective]) -> dict[str, dict[str, int]]:
             "bytes_sent": round(sum(map(bytes_sent, some))),
         }
     return kinds
-
-
-def _computations(program: str) -> tuple[dict[str, list[str]], str]:
-    """Lines of each computation by name, and the name of the one that is run."""
-    bodies: dict[str, list[str]] = {}
-    entry, current = "", None
-    for line in program.splitlines():
-        head = _COMPUTATION.match(line)
-        if head is not None:
-            current = head[2]
-            bodies[current] = []
-            if head[1]:
-                entry = current
-        elif current is not None:
-            bodies[current].append(line)
-    return bodies, entry
-
-
-def _executions(bodies: Mapping[str, Sequence[str]], entry: str) -> dict[str, int]:
-    """How often each computation runs; a computation comes after all those that it calls."""
-    times: dict[str, int] = defaultdict(int)
-    times[entry] = 1
-    for name in reversed(list(bodies)):
-        for line in bodies[name]:
-            rounds, loop = _TRIPS.search(line), _BODY.search(line)
-            for match in _CALLED.finditer(line):
-                for called in re.findall(r"[\w.\-]+", match[1] or match[2] or ""):
-                    repeated = loop is not None and rounds is not None and called == loop[1]
-                    times[called] += times[name] * (int(rounds[1]) if repeated and rounds else 1)
-    return times
 
 
 def _result_bytes(shape: str, kind: str, *, started: bool) -> int:
@@ -223,5 +196,10 @@ def _group_size(line: str, *, devices: int) -> int:
     listed = _LISTED.search(line)
     if listed is not None:
         return len(listed[1].split(","))
+    mesh = _MESH.search(line)
+    if mesh is not None:  # along some axes of a mesh, or along parts of axes
+        sizes = dict(_AXIS.findall(mesh[1] or ""))
+        along = [size or sizes.get(axis, "") for axis, size in _AXIS.findall(mesh[2])]
+        return math.prod(map(int, along)) if all(along) else devices
     iota = _IOTA.search(line)
     return int(iota[2]) if iota is not None else devices

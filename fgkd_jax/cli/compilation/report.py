@@ -15,7 +15,7 @@ ESTIMATE = (
     "seconds are on paper, by the chip's published figures; nothing was run: no chip reaches its "
     "peak, bytes accessed count on-chip memory as well, so that memory may take less, all links of "
     "a chip are taken to be busy at once, exchanges may overlap with arithmetic, and a loop whose "
-    "rounds the compiler does not state, as in a meta step, counts as one round"
+    "rounds cannot be told counts as one round"
 )
 
 
@@ -122,11 +122,23 @@ def _render_step(step: Mapping[str, Any]) -> list[str]:
         rows.append((kind, f"{text}; sends {one['bytes_sent'] / 2**20:.1f} MiB"))
     if not step["collectives"]:
         rows.append(("exchanges", "none"))
+    rows += _loops(step["loops"])
     if (estimate := step["estimate"]) is not None:
         for name in ("arithmetic", "memory", "interconnect"):
             rows.append((f"{name}, on paper", f"{1e3 * estimate[f'{name}_seconds']:.3f} ms"))
         rows.append(("share of interconnect", f"{100 * estimate['interconnect_share']:.1f}%"))
     return _aligned([*rows, ("compiled in", f"{step['compile_seconds']} s")])
+
+
+def _loops(loops: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What is not known of loops."""
+    rows = []
+    if count := loops["unknown"]:
+        rows.append(("loops of unknown length", f"{count}, counted as one round each"))
+    if loops["known"] and not loops["in_operations"]:
+        text = f"one round, in operations and bytes accessed, of each of {loops['known']}"
+        rows.append(("loops", text))
+    return rows
 
 
 _TOTALS = ("total", "capacity")

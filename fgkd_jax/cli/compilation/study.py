@@ -8,6 +8,8 @@ from typing import Any
 from fgkd_jax.cli.abstract_run import AbstractRun
 from fgkd_jax.cli.compilation.chips import GIB
 from fgkd_jax.cli.compilation.collectives import find_collectives, summary
+from fgkd_jax.cli.compilation.costs import cost_of, with_all_rounds
+from fgkd_jax.cli.compilation.program import read_program
 from fgkd_jax.cli.compilation.topology import Slice
 from fgkd_jax.errors import UserError, nearest
 from fgkd_jax.train.steps import Counted
@@ -76,8 +78,10 @@ def study(
 
     Returns:
       JSON values. Bytes and operations are those of one chip and one step; `fits` is None where
-      nobody says how much memory there is. Where the compiler gives up for want of memory, only
-      `memory`, `fits`, the times and what it said.
+      nobody says how much memory there is. `loops` are those that run: how many are `known` by
+      their number of rounds, and whether operations and bytes accessed count all of these
+      (`in_operations`); one that is `unknown` counts as one round. Where the compiler gives up for
+      want of memory, only `memory`, `fits`, the times and what it said.
 
     Raises:
       UserError: the compiler refuses the program for another reason that has one line.
@@ -97,9 +101,12 @@ def study(
     analysis = compiled.memory_analysis()
     memory = {name: each * int(getattr(analysis, field)) for name, field in MEMORY.items()}
     total = sum(memory.values()) - 2 * memory["aliased"]  # aliased outputs are arguments
-    cost = compiled.cost_analysis() or {}
-    flops, moved = (each * float(cost.get(name, 0.0)) for name in ("flops", "bytes accessed"))
-    collectives = summary(find_collectives(compiled.as_text(), devices=len(where.devices)))
+    program = read_program(compiled.as_text())
+    once = cost_of(compiled.cost_analysis())
+    whole = with_all_rounds(once, program)
+    cost = whole or once
+    flops, moved = each * cost.flops, each * cost.bytes_accessed
+    collectives = summary(find_collectives(program, devices=len(where.devices)))
     sent = each * sum(one["bytes_sent"] for one in collectives.values())
     return {
         "fits": None if limit is None else total <= limit,
@@ -108,6 +115,11 @@ def study(
         "bytes_accessed": moved,
         "arithmetic_intensity": round(flops / moved, 2) if moved else None,
         "collectives": collectives,
+        "loops": {
+            "unknown": program.unknown_loops,
+            "known": program.known_loops,
+            "in_operations": whole is not None,
+        },
         "estimate": estimate(flops, moved, sent, where),
         **seconds,
     }
@@ -119,7 +131,7 @@ def estimate(flops: float, moved: float, sent: float, where: Slice) -> dict[str,
     A step is taken to last `max(flops / peak, bytes accessed / memory bandwidth)`, and what it
     sends to other chips `bytes sent / interconnect bandwidth`. **This is an estimate on paper,
     nothing was run.** No chip reaches its peak; the bytes accessed count what stays in on-chip
-    memory as well, so that memory may take less; a loop whose rounds the compiler does not state
+    memory as well, so that memory may take less; a loop whose rounds cannot be told
     counts as one round, in operations as in exchanges; the interconnect's figure takes all links of
     a chip at once, of which a small slice has fewer; what two devices of one chip exchange counts
     as if it left the chip; and exchanges may go on while the chip computes.

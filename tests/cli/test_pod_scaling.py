@@ -1,0 +1,84 @@
+"""What a step exchanges as a pod grows: how results of `fgkd compile` are put together."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def scaling():
+    spec = importlib.util.spec_from_file_location("pod_scaling", BENCHMARKS / "pod_scaling.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_committed_table_is_that_of_the_committed_results(scaling):
+    results = BENCHMARKS / "results"
+    found = json.loads((results / "scaling_v5e.json").read_text())
+    assert (results / "scaling_v5e.md").read_text() == scaling.table(found)
+    for one in found.values():
+        for count in map(str, scaling.COUNTS):
+            assert one["chips"][count]["on_paper"]["bytes_sent"] > 0
+
+
+def write(folder, name, **kinds):
+    collectives = {
+        kind.replace("_", "-"): {"count": 1, "bytes": size, "bytes_sent": sent}
+        for kind, (size, sent) in kinds.items()
+    }
+    step = {
+        "flops": 197e12,
+        "bytes_accessed": 2 * 819e9,
+        "memory": {"total": 7},
+        "compile_seconds": 1.0,
+        "collectives": collectives,
+    }
+    (folder / f"{name}.json").write_text(json.dumps({"steps": {"train": step}}))
+
+
+def test_bytes_grow_as_between_virtual_devices(scaling, tmp_path):
+    write(tmp_path, "tasn_tpu", all_reduce=(80, 120))
+    write(tmp_path, "tasn_4", all_reduce=(100, 150), all_gather=(20, 50))
+    write(tmp_path, "tasn_64", all_reduce=(100, 160), all_gather=(20, 240))
+    found = scaling.collect(tmp_path)
+    assert list(found) == ["tasn"]
+    rows = found["tasn"]["chips"]
+    assert {name: row["on_paper"]["bytes_sent"] for name, row in rows.items()} == {
+        "4": 120,
+        "64": 240,
+    }
+    assert rows["4"]["on_paper"]["compute_seconds"] == 2.0
+    assert rows["4"]["on_paper"]["interconnect_seconds"] == 120 / 200e9
+
+
+def test_banks_exchange_as_with_narrow_networks_and_gradients_as_they_are(scaling, tmp_path):
+    write(tmp_path, "lmcl_tpu", all_reduce=(1000, 1500), all_gather=(9, 9))
+    write(tmp_path, "lmcl_4", all_reduce=(2000, 3000), all_to_all=(500, 375))
+    write(tmp_path, "lmcl_narrow_4", all_gather=(400, 300), all_reduce=(4, 6))
+    write(tmp_path, "lmcl_narrow_256", all_gather=(4, 3))
+    found = scaling.collect(tmp_path)["lmcl"]
+    assert list(found["v5e:2x2"]["collectives"]) == ["all-reduce"]
+    rows = found["chips"]
+    assert rows["4"]["on_paper"]["bytes_sent"] == 306 + 1500
+    assert rows["256"]["on_paper"]["bytes_sent"] == 3 + 2 * 255 / 256 * 1000
+    text = scaling.table({"lmcl": found})
+    assert "| 256 | as configured | 1 all-gather (of narrow networks) | 0.0 |" in text
+    assert "64" not in rows
+    assert scaling.disagreement({"lmcl": found}) == pytest.approx(0.2)
+    assert "\ndiffer by at most 20.0%." in text
+
+
+def test_nothing_compiled_is_nothing_told(scaling, tmp_path):
+    assert scaling.collect(tmp_path) == {}
+
+
+def test_every_size_of_the_table_is_a_slice(scaling):
+    for count, name in scaling.SLICES.items():
+        rows, columns = map(int, name.partition(":")[2].split("x"))
+        assert rows * columns == count
+    assert tuple(scaling.SLICES) == scaling.COUNTS

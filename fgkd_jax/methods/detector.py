@@ -5,25 +5,29 @@ A detector is two functions on top of `init` and `predict`: `pyramid` makes feat
 two with something of its own in between.
 """
 
+import abc
 import dataclasses
 import functools
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import traverse_util
 
 from fgkd_jax.errors import UserError
 from fgkd_jax.methods.detector_network import FeatureMaps, Levels, PyramidNetwork
+from fgkd_jax.methods.frozen import frozen_patterns
 from fgkd_jax.methods.image_options import ImageOptions
 from fgkd_jax.models.backbones import backbone_from, feature_shapes
 from fgkd_jax.models.stages import Backbone
 from fgkd_jax.ops.anchors import base_anchors, grid_anchors, valid_anchors
 from fgkd_jax.ops.suppression import Detections
+from fgkd_jax.parts import part
 from fgkd_jax.protocols import Exported, LossOutput, LossTerm, Metric, split_variables
 from fgkd_jax.typing import Array, Batch, Bool, Float, Int, Key, Variables
+
+PYRAMID, LOSSES = "backbone and pyramid", "losses"
+"""Parts of a step, see `fgkd_jax.parts`."""
 
 _SIDE = 256  # of the image by which strides are measured: a multiple of every stride
 
@@ -57,7 +61,7 @@ class Objects(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Detector(ImageOptions):
+class Detector(ImageOptions, abc.ABC):
     """Options that all detectors have, and what they do alike.
 
     Attributes, besides those of `ImageOptions`:
@@ -117,9 +121,9 @@ class Detector(ImageOptions):
         raise UserError(f"{name} is {getattr(self, name)}; expected {expected}")
 
     @property
+    @abc.abstractmethod
     def network(self) -> PyramidNetwork:
         """The Linen module behind the method."""
-        raise NotImplementedError
 
     @property
     def anchors_per_cell(self) -> int:
@@ -143,13 +147,7 @@ class Detector(ImageOptions):
         """
         if not self.frozen_stages:
             return ()
-        shapes = jax.eval_shape(
-            lambda key, x: self.network.init(key, x, method="frozen"),
-            jax.random.key(0),
-            jax.ShapeDtypeStruct((1, _SIDE, _SIDE, 3), jnp.float32),
-        )
-        paths = traverse_util.flatten_dict(shapes["params"], sep="/")
-        return tuple(f"^{re.escape(path)}$" for path in paths)
+        return frozen_patterns(self.network, "frozen", side=_SIDE)
 
     def init(self, key: Key[Array, ""], batch: Batch) -> Variables:
         """Initialises the network.
@@ -211,6 +209,7 @@ class Detector(ImageOptions):
         maps, state = self.maps(variables, batch, key, recolour=train, train=train)
         return maps.levels, state
 
+    @abc.abstractmethod
     def losses(
         self, variables: Variables, levels: Levels, batch: Batch, key: Key[Array, ""]
     ) -> tuple[dict[str, LossTerm], dict[str, Metric]]:
@@ -225,8 +224,8 @@ class Detector(ImageOptions):
         Returns:
           Terms per image, and figures to log.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def detect(self, variables: Variables, levels: Levels, batch: Batch) -> Detections:
         """Finds objects on a pyramid.
 
@@ -238,7 +237,6 @@ class Detector(ImageOptions):
         Returns:
           `Detections` with a leading axis of images.
         """
-        raise NotImplementedError
 
     def loss(
         self, variables: Variables, batch: Batch, key: Key[Array, ""], *, train: bool
@@ -256,8 +254,8 @@ class Detector(ImageOptions):
           that augmentation or `max_boxes` left out, and those of `losses`.
         """
         colours, samples = jax.random.split(key)
-        levels, state = self.pyramid(variables, batch, colours, train=train)
-        terms, figures = self.losses(variables, levels, batch, samples)
+        levels, state = part(PYRAMID, self.pyramid(variables, batch, colours, train=train))
+        terms, figures = part(LOSSES, self.losses(variables, levels, batch, samples))
         return terms, state, {**figures, "dropped_boxes": dropped_boxes(batch)}
 
     def predict(self, variables: Variables, batch: Batch) -> dict[str, Array]:

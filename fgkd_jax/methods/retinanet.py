@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from typing_extensions import override
 
 from fgkd_jax.errors import UserError
 from fgkd_jax.losses.detectors import dense_losses
@@ -22,6 +23,7 @@ from fgkd_jax.ops.assign import RETINA_RULE
 from fgkd_jax.ops.detection_outputs import dense_detections
 from fgkd_jax.ops.detection_targets import AnchorTargets, anchor_targets
 from fgkd_jax.ops.suppression import Detections
+from fgkd_jax.parts import part
 from fgkd_jax.protocols import LossTerm, Metric
 from fgkd_jax.typing import Array, Batch, Key, Variables
 
@@ -64,8 +66,8 @@ class RetinaNet(Detector):
             raise UserError(f"focal_alpha is {self.focal_alpha}; expected it in [0, 1]")
 
     @property
+    @override
     def network(self) -> RetinaNetwork:
-        """The Linen module behind the method."""
         return RetinaNetwork(
             backbone=backbone_from(self.backbone),
             stages=self.pyramid_stages,
@@ -130,8 +132,23 @@ class RetinaNet(Detector):
           The terms `classes` and `boxes`, and the figure `positives`, anchors on objects per image.
         """
         del key
-        found, target = self.dense(variables, levels), self.targets(levels, batch)
-        return self.dense_terms(found, target, batch)
+        return self.dense_terms(*self.trained(variables, levels, batch), batch)
+
+    def trained(
+        self, variables: Variables, levels: Levels, batch: Batch
+    ) -> tuple[DensePredictions, AnchorTargets]:
+        """Predicts for every anchor, and says what was to be predicted.
+
+        Args:
+          variables: as `init` returns them.
+          levels: as `pyramid` returns them.
+          batch: of detection.
+
+        Returns:
+          What `dense` and `targets` return.
+        """
+        found = part("dense head", self.dense(variables, levels))
+        return found, part("anchors assigned", self.targets(levels, batch))
 
     def dense_terms(
         self, found: DensePredictions, target: AnchorTargets, batch: Batch
@@ -164,17 +181,8 @@ class RetinaNet(Detector):
         positives = jnp.sum(target.positive, axis=1, dtype=jnp.float32) * mask
         return terms, {"positives": (positives, mask)}
 
+    @override
     def detect(self, variables: Variables, levels: Levels, batch: Batch) -> Detections:
-        """Finds objects on a pyramid.
-
-        Args:
-          variables: as `init` returns them.
-          levels: as `pyramid` returns them.
-          batch: with `valid_size`, where images are padded.
-
-        Returns:
-          `Detections` with a leading axis of images.
-        """
         found, anchors = self.dense(variables, levels), self.anchors(levels, batch)
         detect = partial(
             dense_detections,

@@ -11,7 +11,10 @@ import pytest
 from fgkd_jax.cli.batch_spec import scene_spec
 from fgkd_jax.errors import UserError
 from fgkd_jax.methods import DefeatFasterRCNN, DefeatRetinaNet, FasterRCNN, RetinaNet
+from fgkd_jax.methods.defeat import Decoupled
 from fgkd_jax.methods.defeat_detectors import TEACHING, TEACHING_TITLES, teaching
+from fgkd_jax.methods.defeat_options import DecoupledOptions
+from fgkd_jax.methods.detector import Detector
 from fgkd_jax.methods.teaching_masks import MASKS
 from fgkd_jax.protocols import FROZEN, Exportable, Method, Taught
 from fgkd_jax.train.init import abstract_variables, initial_state
@@ -22,6 +25,7 @@ from fgkd_jax.train.step import make_train_step
 CLASSES, MOST, BUCKET = 3, 4, (32, 48)
 TINY = {"name": "resnet_narrow", "stem": "imagenet", "strides": (1, 2), "stage_sizes": (1, 1),
         "dilations": (1, 1), "width": 4, "frozen_norm": "."}  # fmt: skip
+DEEPER = {**TINY, "strides": (1, 1, 2), "stage_sizes": (1, 1, 1), "dilations": (1, 1, 1)}
 WIDE = {**TINY, "width": 6, "frozen_norm": ""}
 COMMON = {"num_classes": CLASSES, "backbone": TINY, "frozen_stages": 1, "pyramid_stages": (1, 2),
           "pyramid_features": 8, "max_detections": 5}  # fmt: skip
@@ -32,6 +36,7 @@ STUDENTS = {
     "regions": FasterRCNN(
         **COMMON, proposal_features=8, region_features=16, region_size=3, anchor_samples=16,
         region_samples=8, train_candidates=30, candidates=20, proposals=10, anchor_scale=4.0,
+        region_scale=4.0,
     ),
 }  # fmt: skip
 CLASSES_OF = {"dense": DefeatRetinaNet, "regions": DefeatFasterRCNN}
@@ -158,10 +163,10 @@ def errors_of(student, teacher, adapter, batch, stride, chosen, *, relu):
 
 
 def level_of(kind, box):
-    """The level of a box, by its side; regions of stride 4 from 56 pixels on go one level up."""
+    """The level of a box, by its side; regions from 32 pixels on go one level up."""
     side = np.sqrt((box[2] - box[0]) * (box[3] - box[1]))
     if kind == "regions":
-        return int(np.clip(np.floor(np.log2(side / 56)), 0, 1))
+        return int(side >= 32)
     anchors = [4.0 * 4 * 2 ** (k / 2) for k in range(2)]  # of the first level
     middle = np.sqrt(anchors[0] * anchors[1])
     return int(np.clip(np.round(np.log2(side / middle)), 0, 2))
@@ -192,7 +197,7 @@ def test_features_are_compared_inside_and_outside_of_objects(kind, variables, ba
         populated += found[0, 1].sum() > 0
         check(terms[f"neck_object_{level}"], 3.0 / 3, found[0], "object")
         check(terms[f"neck_background_{level}"], 0.7 / 3, found[1], "background")
-    assert populated == {"dense": 2, "regions": 1}[kind]
+    assert populated == 2
     for index, stage in enumerate((1, 2)):
         found = errors_of(
             student.stages[stage],
@@ -378,15 +383,16 @@ def test_what_is_taken_from_the_teacher(name, batch):
     assert TEACHING_TITLES.keys() == TEACHING.keys()
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("mask", MASKS)
-def test_masks_put_an_object_on_its_level(mask, batch):
-    method = make_method("dense", mask=mask)
+def test_masks_put_an_object_on_its_level(kind, mask, batch):
+    method = make_method(kind, mask=mask)
     levels = tuple(jnp.zeros((4, 32 // s, 48 // s, 8)) for s in (4, 8, 16))
     scene = method.scene(levels, jax.tree.map(jnp.asarray, batch))
     masks = [np.asarray(m) for m in MASKS[mask](scene)]
     assert [m.shape for m in masks] == [(4, 8, 12), (4, 4, 6), (4, 2, 3)]
     for i in range(4):
-        places = {level_of("dense", box) for box in objects_of(batch, i)}
+        places = {level_of(kind, box) for box in objects_of(batch, i)}
         for level, m in enumerate(masks):
             if mask == "everything":
                 assert m[i].all()
@@ -448,7 +454,9 @@ def test_the_students_proposals_are_an_option(variables, batch):
         ("dense", {"object_weight": -1.0}, "object_weight is -1.0; expected at least 0"),
         ("regions", {"head_background_weight": -1.0}, "head_background_weight is -1.0"),
         ("dense", {"object_temperature": 0.0}, "object_temperature is 0.0; expected a number"),
-        ("dense", {"adapter_size": 2}, "size=2 and std=0.0; expected an odd number"),
+        ("dense", {"adapter_size": 2}, "adapter_size is 2; expected an odd number above 0"),
+        ("dense", {"adapter_size": -1}, "adapter_size is -1; expected an odd number above 0"),
+        ("dense", {"adapter_std": -1.0}, "adapter_std is -1.0; expected at least 0"),
         ("dense", {"compared_stages": (0,)}, "compared_stages is .0,.; expected stages from 1"),
         ("dense", {"compared_stages": (3,)}, "compared_stages is .3,.; .* to 2"),
         ("dense", {"teacher": {"backbon": {}}}, "teacher.backbon is not an option; did you mean"),
@@ -457,14 +465,40 @@ def test_the_students_proposals_are_an_option(variables, batch):
         (
             "regions",
             {"teacher": {"backbone": {**WIDE, "strides": (2, 2)}}},
-            "the teacher's maps have the strides .8, 16, 32, 8, 16.; expected .4, 8, 16, 4, 8.",
+            "the strides of the teacher's pyramid are .8, 16, 32.; expected .4, 8, 16., the stu",
         ),
+        (
+            "regions",
+            {"teacher": {"backbone": DEEPER, "pyramid_stages": (2, 3)}},
+            "the strides of the teacher's stages .1, 2. are .4, 4.; expected .4, 8., the student's",
+        ),
+        ("dense", {"teacher": {"num_classes": 4}}, "teacher.num_classes is 4; expected 3, the stu"),
+        ("regions", {"teacher": {"brightness": 0.3}}, "teacher.brightness is 0.3; expected 0.0"),
+        ("dense", {"teacher": {"contrast": 0.3}}, "teacher.contrast is 0.3; expected 0.0"),
+        ("dense", {"teacher": {"saturation": 0.3}}, "teacher.saturation is 0.3; expected 0.0"),
     ],
 )
 def test_bad_options_are_told_in_one_line(kind, options, message):
     with pytest.raises(UserError, match=message) as caught:
         make_method(kind, **options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_teacher_may_say_what_the_student_says(kind):
+    same = {"num_classes": CLASSES, "brightness": 0.2, "anchor_ratios": [0.5, 1.0, 2.0]}
+    method = make_method(kind, brightness=0.2, teacher={**TEACHER, **same})
+    assert method.teaching == make_method(kind, brightness=0.2).teaching
+    # Where the data set is not known yet, nor is what would contradict it.
+    unknown = make_method(kind, num_classes=None, teacher={**TEACHER, "num_classes": 4})
+    with pytest.raises(UserError, match=r"teacher\.num_classes is 4; expected 3"):
+        dataclasses.replace(unknown, num_classes=3)
+
+
+@pytest.mark.parametrize("owner", [Detector, DecoupledOptions, Decoupled])
+def test_what_subclasses_have_to_say_is_abstract(owner):
+    with pytest.raises(TypeError, match="abstract"):
+        owner()
 
 
 def test_an_unknown_comparison_is_told():

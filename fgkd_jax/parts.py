@@ -8,7 +8,7 @@ import contextvars
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 BACKWARD = "backward"
 UPDATE = "optimiser"
@@ -23,7 +23,7 @@ class _Reached(Exception):
     """The last part that is wanted has ended."""
 
 
-def part(name: str, value: T) -> T:
+def part(name: str, value: _T) -> _T:
     """Marks the end of a part.
 
     Args:

@@ -21,9 +21,10 @@ import numpy as np
 
 from fgkd_jax.losses.decoupled import DecoupledLogits
 from fgkd_jax.methods.defeat_options import DecoupledOptions, strides_of
-from fgkd_jax.methods.detector import PYRAMID, Detector, dropped_boxes, objects, term
+from fgkd_jax.methods.detector import PYRAMID, Detector
 from fgkd_jax.methods.detector_network import FeatureMaps, Levels, Maps
 from fgkd_jax.methods.map_comparison import ComparedMaps, Terms, compare_maps, map_size
+from fgkd_jax.methods.scenes import dropped_boxes, objects, term
 from fgkd_jax.methods.teaching_masks import MASKS, Masks, Scene
 from fgkd_jax.models.adaptation import Adapters
 from fgkd_jax.models.backbones import backbone_from, feature_shapes

@@ -62,17 +62,14 @@ class DecoupledOptions(Detector, abc.ABC):
         super().__post_init__()
         if self.mask not in MASKS:
             raise UserError(f"mask is {self.mask!r}{nearest(self.mask, MASKS)}")
-        for name in ("", "stage_", "head_"):
-            for part in ("object", "background"):
-                if not getattr(self, f"{name}{part}_weight") >= 0:
-                    self._refuse(f"{name}{part}_weight", "at least 0")
+        weights = ("object_weight", "background_weight")
+        self._check_least(0, *(f"{of}{name}" for of in ("", "stage_", "head_") for name in weights))
         for name in ("object_temperature", "background_temperature"):
             if not getattr(self, name) > 0:
                 self._refuse(name, "a number above 0")
         if self.adapter_size < 1 or self.adapter_size % 2 == 0:
             self._refuse("adapter_size", "an odd number above 0")
-        if not self.adapter_std >= 0:
-            self._refuse("adapter_std", "at least 0")
+        self._check_least(0, "adapter_std")
         last = self.pyramid_stages[-1]
         if not all(self.frozen_stages <= index <= last for index in self.compared_stages):
             self._refuse("compared_stages", f"stages from {self.frozen_stages}, trained, to {last}")

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from typing_extensions import override
 
-from fgkd_jax.errors import UserError
 from fgkd_jax.losses.detectors import proposal_losses, region_losses
-from fgkd_jax.methods.detector import Detector, image_keys, image_sizes, objects, term
+from fgkd_jax.methods.detector import Detector
 from fgkd_jax.methods.detector_network import Levels, RegionNetwork
+from fgkd_jax.methods.scenes import image_keys, image_sizes, objects, term
 from fgkd_jax.models.backbones import backbone_from
 from fgkd_jax.models.detection_heads import DensePredictions
 from fgkd_jax.ops.assign import RPN_RULE, sample_mask
@@ -62,17 +62,14 @@ class FasterRCNN(Detector):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in (
+        self._check_least(
+            1,
             *("proposal_features", "region_features", "region_size", "anchor_samples"),
             *("region_samples", "train_candidates", "candidates", "proposals"),
-        ):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; expected at least 1")
-        for name in ("positive_share", "proposal_iou"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} is {getattr(self, name)}; expected it in [0, 1]")
+        )
+        self._check_shares("positive_share", "proposal_iou")
         if not self.region_scale > 0:
-            raise UserError(f"region_scale is {self.region_scale}; expected a number above 0")
+            self._refuse("region_scale", "a number above 0")
 
     @property
     @override
@@ -90,19 +87,6 @@ class FasterRCNN(Detector):
             region_features=self.region_features,
             region_size=self.region_size,
         )
-
-    def dense(self, variables: Variables, levels: Levels) -> DensePredictions:
-        """Predicts for every anchor whether it is an object.
-
-        Args:
-          variables: as `init` returns them.
-          levels: as `pyramid` returns them.
-
-        Returns:
-          Logits `[b p 1]` and box codes `[b p 4]`, in the order of `anchors`.
-        """
-        network: Any = self.network
-        return network.apply(variables, levels, method="dense")
 
     def propose(
         self, found: DensePredictions, levels: Levels, batch: Batch, *, train: bool

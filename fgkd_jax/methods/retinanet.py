@@ -7,16 +7,15 @@ and class.
 
 import dataclasses
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from typing_extensions import override
 
-from fgkd_jax.errors import UserError
 from fgkd_jax.losses.detectors import dense_losses
-from fgkd_jax.methods.detector import Detector, image_sizes, objects, term
+from fgkd_jax.methods.detector import Detector
 from fgkd_jax.methods.detector_network import Levels, RetinaNetwork
+from fgkd_jax.methods.scenes import image_sizes, objects, term
 from fgkd_jax.models.backbones import backbone_from
 from fgkd_jax.models.detection_heads import DensePredictions
 from fgkd_jax.ops.assign import RETINA_RULE
@@ -53,17 +52,9 @@ class RetinaNet(Detector):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (
-            ("extra_levels", 0),
-            ("head_features", 1),
-            ("head_depth", 0),
-            ("focal_gamma", 0),
-            ("candidates", 1),
-        ):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} is {getattr(self, name)}; expected at least {least}")
-        if not 0 <= self.focal_alpha <= 1:
-            raise UserError(f"focal_alpha is {self.focal_alpha}; expected it in [0, 1]")
+        self._check_least(0, "extra_levels", "head_depth", "focal_gamma")
+        self._check_least(1, "head_features", "candidates")
+        self._check_shares("focal_alpha")
 
     @property
     @override
@@ -80,19 +71,6 @@ class RetinaNet(Detector):
             head_features=self.head_features,
             head_depth=self.head_depth,
         )
-
-    def dense(self, variables: Variables, levels: Levels) -> DensePredictions:
-        """Predicts for every anchor.
-
-        Args:
-          variables: as `init` returns them.
-          levels: as `pyramid` returns them.
-
-        Returns:
-          Logits `[b p k]` and box codes `[b p 4]`, in the order of `anchors`.
-        """
-        network: Any = self.network
-        return network.apply(variables, levels, method="dense")
 
     def targets(self, levels: Levels, batch: Batch) -> AnchorTargets:
         """Assigns the objects of a batch to anchors.

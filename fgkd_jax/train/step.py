@@ -95,15 +95,8 @@ def make_train_step(
         ema = state.ema
         if ema_decay:
             ema = ema_update(ema, params, decay=ema_decay, step=state.step, warmup=ema_warmup)
-        part(UPDATE, (params, opt_state, ema))
-        state = dataclasses.replace(
-            state,
-            step=state.step + 1,
-            params=params,
-            model_state=model_state,
-            opt_state=opt_state,
-            ema=ema,
-        )
+        new = part(UPDATE, {"params": params, "opt_state": opt_state, "ema": ema})
+        state = dataclasses.replace(state, step=state.step + 1, model_state=model_state, **new)
         return state, report.metrics(grads, params, model_state)
 
     return step

@@ -124,16 +124,16 @@ def assert_close(found, expected):
 
 def test_what_is_cut_off_is_the_step_itself():
     made = detect_step.measurable(parse_experiment(values("retinanet")))
-    held = jax.tree.map(jnp.copy, made.state)
-    prefixes = made.prefixes()
-    terms, state, _ = jax.jit(made.forward)(held, made.batch)
-    *_, last = jax.jit(prefixes["losses"])(held, made.batch)
+    first, batch, prefixes = made.initial_state(), made.scenes(), made.prefixes()
+    held = jax.tree.map(jnp.copy, first)
+    terms, state, _ = jax.jit(made.forward)(held, batch)
+    *_, last = jax.jit(prefixes["losses"])(held, batch)
     jax.tree.map(np.testing.assert_array_equal, last[0], terms)
-    backward, updated = jax.jit(prefixes["optimiser"])(held, made.batch)
+    backward, updated = jax.jit(prefixes["optimiser"])(held, batch)
     grads, report, model_state = backward
     assert_close(model_state, state)
     assert report.sums.keys() == terms.keys()
-    after, metrics = made.steps.train_step(made.state, made.batch)
+    after, metrics = made.steps.train_step(first, batch)
     for name in ("params", "ema"):
         assert_close(updated[name], getattr(after, name))
     assert jax.tree.structure(updated["opt_state"]) == jax.tree.structure(after.opt_state)

@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from fgkd_jax.cli.batch_spec import scene_spec
 from fgkd_jax.cli.benchmarks.base import Benchmark, Request
@@ -35,7 +36,7 @@ from fgkd_jax.train.init import initial_state
 from fgkd_jax.train.loop import HostBatch
 from fgkd_jax.train.sharding import check_batch_size, make_mesh, put_batch
 from fgkd_jax.train.state import TrainState
-from fgkd_jax.train.steps import Steps, training_steps
+from fgkd_jax.train.steps import Steps, abstract_state, training_steps
 from fgkd_jax.typing import Batch
 
 CLASSES = 80
@@ -76,19 +77,49 @@ def random_scenes(spec: Batch, *, num_classes: int) -> HostBatch:
 
 @dataclasses.dataclass(frozen=True)
 class Measurable:
-    """A training step that is ready to be timed.
+    """A training step, and what it is cut into; nothing is computed yet.
 
     Attributes:
       experiment: with the number of classes, and the size of a batch.
+      mesh: the devices.
+      spec: `jax.ShapeDtypeStruct` by key of a batch.
       steps: what is compiled.
-      state: of step 0.
-      batch: random scenes, on the devices.
     """
 
     experiment: Experiment
+    mesh: Mesh
+    spec: Batch
     steps: Steps
-    state: TrainState
-    batch: Batch
+
+    @property
+    def method(self) -> Any:
+        """The detector, its classes known."""
+        return self.experiment.method
+
+    def initial_state(self) -> TrainState:
+        """Builds the state of step 0, from random weights.
+
+        Returns:
+          The state, on the devices.
+        """
+        return initial_state(
+            jax.random.key(self.experiment.seed),
+            self.method,
+            self.steps.optimizer,
+            self.spec,
+            mesh=self.mesh,
+            placement=self.experiment.mesh,
+            ema=self.experiment.optim.ema_decay > 0,
+        )
+
+    def scenes(self) -> Batch:
+        """Makes a batch of random scenes.
+
+        Returns:
+          The batch, on the devices.
+        """
+        scenes = random_scenes(self.spec, num_classes=self.method.num_classes)
+        return put_batch(scenes, mesh=self.mesh)
 
     def forward(self, state: TrainState, batch: Batch) -> Any:
         """Computes the loss terms as the training step does, with the key that it takes.
@@ -102,7 +133,7 @@ class Measurable:
         """
         state = self.steps.whole(state)
         key = jax.random.fold_in(state.key, state.step)
-        return self.experiment.method.loss(state.variables(), batch, key, train=True)
+        return self.method.loss(state.variables(), batch, key, train=True)
 
     def prefixes(self) -> dict[str, Callable[[TrainState, Batch], Any]]:
         """Cuts the step off behind each of its parts.
@@ -111,10 +142,9 @@ class Measurable:
           Functions to be jitted, by the name of their last part, from the shortest to the longest.
         """
 
-        def trace() -> None:
-            jax.eval_shape(self.forward, self.state, self.batch)
-
-        names = part_names(trace)
+        ema = self.experiment.optim.ema_decay > 0
+        state = abstract_state(self.steps, self.method, self.spec, ema=ema)
+        names = part_names(lambda: jax.eval_shape(self.forward, state, self.spec))
         step = self.steps.train_step.function
         return {
             **{name: until(self.forward, names[: i + 1]) for i, name in enumerate(names)},
@@ -130,7 +160,7 @@ def measurable(experiment: Experiment, *, batch_size: int | None = None) -> Meas
       batch_size: of a training batch; None keeps the config's.
 
     Returns:
-      What can be timed.
+      The step.
 
     Raises:
       UserError: the config is of no detector, accumulates gradients, or its batch does not divide
@@ -157,17 +187,7 @@ def measurable(experiment: Experiment, *, batch_size: int | None = None) -> Meas
         mesh=mesh,
         placement=experiment.mesh,
     )
-    state = initial_state(
-        jax.random.key(experiment.seed),
-        method,
-        steps.optimizer,
-        spec,
-        mesh=mesh,
-        placement=experiment.mesh,
-        ema=experiment.optim.ema_decay > 0,
-    )
-    scenes = random_scenes(spec, num_classes=method.num_classes)
-    return Measurable(experiment, steps, state, put_batch(scenes, mesh=mesh))
+    return Measurable(experiment, mesh, spec, steps)
 
 
 def cases(request: Request) -> Iterator[Case]:
@@ -192,37 +212,34 @@ def cases(request: Request) -> Iterator[Case]:
 
 def _case(experiment: Experiment, *, batch_size: int | None) -> Case:
     made = measurable(experiment, batch_size=batch_size)
-    prefixes = made.prefixes()
-    held = jax.tree.map(jnp.copy, made.state)  # the whole step gives its own state away
-    cut = (_cut(name, function, held, made.batch) for name, function in prefixes.items())
-    method: Any = made.experiment.method
-    size = made.experiment.train.batch_size
-    params = jax.tree.leaves(made.state.params)
+    prefixes, state, batch = made.prefixes(), made.initial_state(), made.scenes()
+    held = jax.tree.map(jnp.copy, state)  # the whole step gives its own state away
+    cut = (_cut(name, function, held, batch) for name, function in prefixes.items())
+    method, size = made.method, len(batch["id"])
     return Case(
         name=experiment.report.title or type(method).__name__,
         sizes={
             "batch_size": size,
-            "image_size": list(made.batch["image"].shape[1:3]),
-            "objects": int(made.batch["box_mask"][0].sum()),
+            "image_size": list(batch["image"].shape[1:3]),
+            "objects": int(batch["box_mask"][0].sum()),
             "classes": method.num_classes,
-            "parameters": sum(leaf.size for leaf in params),
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
             "backbone": dict(method.backbone),
             "optimizer": made.experiment.optim.name,
         },
-        alternatives=(_whole(made), *cut),
+        alternatives=(_whole(made.steps, state, batch), *cut),
         images=size,
         prefixes=tuple(prefixes),
         notes=("detect_step: random scenes on the device, random weights, of a teacher as well",),
     )
 
 
-def _whole(made: Measurable) -> Alternative:
+def _whole(steps: Steps, state: TrainState, batch: Batch) -> Alternative:
     """The step that `fgkd train` makes; the state goes from call to call."""
-    state, batch, train_step = made.state, made.batch, made.steps.train_step
 
     def call() -> Any:
         nonlocal state
-        state, metrics = train_step(state, batch)
+        state, metrics = steps.train_step(state, batch)
         return state.step, state.params, metrics
 
     return jax_alternative("fgkd_jax", call, chained=True)

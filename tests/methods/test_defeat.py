@@ -11,10 +11,7 @@ import pytest
 from fgkd_jax.cli.batch_spec import scene_spec
 from fgkd_jax.errors import UserError
 from fgkd_jax.methods import DefeatFasterRCNN, DefeatRetinaNet, FasterRCNN, RetinaNet
-from fgkd_jax.methods.defeat import Decoupled
 from fgkd_jax.methods.defeat_detectors import TEACHING, TEACHING_TITLES, teaching
-from fgkd_jax.methods.defeat_options import DecoupledOptions
-from fgkd_jax.methods.detector import Detector
 from fgkd_jax.methods.teaching_masks import MASKS
 from fgkd_jax.protocols import FROZEN, Exportable, Method, Taught
 from fgkd_jax.train.init import abstract_variables, initial_state
@@ -25,7 +22,6 @@ from fgkd_jax.train.step import make_train_step
 CLASSES, MOST, BUCKET = 3, 4, (32, 48)
 TINY = {"name": "resnet_narrow", "stem": "imagenet", "strides": (1, 2), "stage_sizes": (1, 1),
         "dilations": (1, 1), "width": 4, "frozen_norm": "."}  # fmt: skip
-DEEPER = {**TINY, "strides": (1, 1, 2), "stage_sizes": (1, 1, 1), "dilations": (1, 1, 1)}
 WIDE = {**TINY, "width": 6, "frozen_norm": ""}
 COMMON = {"num_classes": CLASSES, "backbone": TINY, "frozen_stages": 1, "pyramid_stages": (1, 2),
           "pyramid_features": 8, "max_detections": 5}  # fmt: skip
@@ -445,62 +441,3 @@ def test_the_students_proposals_are_an_option(variables, batch):
     terms, *_ = run_loss("regions", variables, batch)
     assert (other["head_background"].sum != terms["head_background"].sum).any()
     np.testing.assert_allclose(other["region_classes"].sum, terms["region_classes"].sum, rtol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("kind", "options", "message"),
-    [
-        ("dense", {"mask": "box"}, "mask is 'box'; did you mean 'boxes'"),
-        ("dense", {"object_weight": -1.0}, "object_weight is -1.0; expected at least 0"),
-        ("regions", {"head_background_weight": -1.0}, "head_background_weight is -1.0"),
-        ("dense", {"object_temperature": 0.0}, "object_temperature is 0.0; expected a number"),
-        ("dense", {"adapter_size": 2}, "adapter_size is 2; expected an odd number above 0"),
-        ("dense", {"adapter_size": -1}, "adapter_size is -1; expected an odd number above 0"),
-        ("dense", {"adapter_std": -1.0}, "adapter_std is -1.0; expected at least 0"),
-        ("dense", {"compared_stages": (0,)}, "compared_stages is .0,.; expected stages from 1"),
-        ("dense", {"compared_stages": (3,)}, "compared_stages is .3,.; .* to 2"),
-        ("dense", {"teacher": {"backbon": {}}}, "teacher.backbon is not an option; did you mean"),
-        ("dense", {"teacher": {"backbone": {"name": "resnet5"}}}, "backbone 'resnet5'; did you"),
-        ("dense", {"teacher": {"anchor_octaves": 3}}, "teacher.anchor_octaves is 3; expected 2"),
-        (
-            "regions",
-            {"teacher": {"backbone": {**WIDE, "strides": (2, 2)}}},
-            "the strides of the teacher's pyramid are .8, 16, 32.; expected .4, 8, 16., the stu",
-        ),
-        (
-            "regions",
-            {"teacher": {"backbone": DEEPER, "pyramid_stages": (2, 3)}},
-            "the strides of the teacher's stages .1, 2. are .4, 4.; expected .4, 8., the student's",
-        ),
-        ("dense", {"teacher": {"num_classes": 4}}, "teacher.num_classes is 4; expected 3, the stu"),
-        ("regions", {"teacher": {"brightness": 0.3}}, "teacher.brightness is 0.3; expected 0.0"),
-        ("dense", {"teacher": {"contrast": 0.3}}, "teacher.contrast is 0.3; expected 0.0"),
-        ("dense", {"teacher": {"saturation": 0.3}}, "teacher.saturation is 0.3; expected 0.0"),
-    ],
-)
-def test_bad_options_are_told_in_one_line(kind, options, message):
-    with pytest.raises(UserError, match=message) as caught:
-        make_method(kind, **options)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_teacher_may_say_what_the_student_says(kind):
-    same = {"num_classes": CLASSES, "brightness": 0.2, "anchor_ratios": [0.5, 1.0, 2.0]}
-    method = make_method(kind, brightness=0.2, teacher={**TEACHER, **same})
-    assert method.teaching == make_method(kind, brightness=0.2).teaching
-    # Where the data set is not known yet, nor is what would contradict it.
-    unknown = make_method(kind, num_classes=None, teacher={**TEACHER, "num_classes": 4})
-    with pytest.raises(UserError, match=r"teacher\.num_classes is 4; expected 3"):
-        dataclasses.replace(unknown, num_classes=3)
-
-
-@pytest.mark.parametrize("owner", [Detector, DecoupledOptions, Decoupled])
-def test_what_subclasses_have_to_say_is_abstract(owner):
-    with pytest.raises(TypeError, match="abstract"):
-        owner()
-
-
-def test_an_unknown_comparison_is_told():
-    with pytest.raises(UserError, match="no preset or comparison 'gausian'; did you mean"):
-        teaching("gausian")

@@ -172,11 +172,11 @@ def check_parts(case):
 
 
 def test_the_committed_figures_add_up():
-    made = json.loads((RESULTS / "detect_step_cpu.json").read_text())
-    assert made["ratio"] == timing.RATIO
-    assert len(made["cases"]) == len(detect_step.CONFIGS)
-    for case in made["cases"]:
-        check_parts(case)
+    for path in RESULTS.glob("detect_step_*.json"):
+        made = json.loads(path.read_text())
+        assert made["ratio"] == timing.RATIO
+        for case in made["cases"]:
+            check_parts(case)
 
 
 def test_without_a_config_there_are_three(monkeypatch):

@@ -16,6 +16,7 @@ from fgkd_jax.cli.benchmarks.shares import MEANING, REST, share_rows, shares
 from fgkd_jax.cli.experiment import parse_experiment
 from fgkd_jax.cli.main import main
 from fgkd_jax.errors import UserError
+from fgkd_jax.train.state import TrainState
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
@@ -157,6 +158,20 @@ def test_the_command_writes_what_every_part_takes(tmp_path, capsys):
     assert [row["part"] for row in one["parts"]] == [*names, REST]
     assert "random weights" in one["notes"][0]
     check_parts(one)
+
+
+def test_every_sample_begins_with_the_first_state():
+    def step(state, batch):
+        seen.append(float(state.params))
+        return dataclasses.replace(state, params=state.params + batch["by"]), {}
+
+    seen = []
+    state = TrainState(jnp.int32(0), jax.random.key(0), jnp.float32(1), {}, ())
+    whole = detect_step._whole(step, state, {"by": jnp.float32(2)})
+    for calls in (1, 2, 2):
+        whole.begin()
+        whole.run(calls)
+    assert seen == [1, 1, 3, 1, 3]
 
 
 def check_parts(case):

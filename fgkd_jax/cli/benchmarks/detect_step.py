@@ -141,7 +141,6 @@ class Measurable:
         Returns:
           Functions to be jitted, by the name of their last part, from the shortest to the longest.
         """
-
         ema = self.experiment.optim.ema_decay > 0
         state = abstract_state(self.steps, self.method, self.spec, ema=ema)
         names = part_names(lambda: jax.eval_shape(self.forward, state, self.spec))
@@ -213,8 +212,7 @@ def cases(request: Request) -> Iterator[Case]:
 def _case(experiment: Experiment, *, batch_size: int | None) -> Case:
     made = measurable(experiment, batch_size=batch_size)
     prefixes, state, batch = made.prefixes(), made.initial_state(), made.scenes()
-    held = jax.tree.map(jnp.copy, state)  # the whole step gives its own state away
-    cut = (_cut(name, function, held, batch) for name, function in prefixes.items())
+    cut = (_cut(name, function, state, batch) for name, function in prefixes.items())
     method, size = made.method, len(batch["id"])
     return Case(
         name=experiment.report.title or type(method).__name__,
@@ -227,22 +225,32 @@ def _case(experiment: Experiment, *, batch_size: int | None) -> Case:
             "backbone": dict(method.backbone),
             "optimizer": made.experiment.optim.name,
         },
-        alternatives=(_whole(made.steps, state, batch), *cut),
+        alternatives=(_whole(made.steps.train_step, state, batch), *cut),
         images=size,
         prefixes=tuple(prefixes),
         notes=("detect_step: random scenes on the device, random weights, of a teacher as well",),
     )
 
 
-def _whole(steps: Steps, state: TrainState, batch: Batch) -> Alternative:
-    """The step that `fgkd train` makes; the state goes from call to call."""
+def _whole(step: Callable[..., Any], state: TrainState, batch: Batch) -> Alternative:
+    """The step that `fgkd train` makes; the state goes from call to call.
+
+    Every sample begins with the first state again, for as the detector learns, suppression has
+    other boxes to do with than in the step cut off, which always has that state.
+    """
+    now = state
+
+    def begin() -> None:
+        nonlocal now
+        now = jax.block_until_ready(jax.tree.map(jnp.copy, state))  # the step gives its state away
 
     def call() -> Any:
-        nonlocal state
-        state, metrics = steps.train_step(state, batch)
-        return state.step, state.params, metrics
+        nonlocal now
+        now, metrics = step(now, batch)
+        return now.step, now.params, metrics
 
-    return jax_alternative("fgkd_jax", call, chained=True)
+    whole = jax_alternative("fgkd_jax", call, chained=True)
+    return dataclasses.replace(whole, begin=begin)
 
 
 def _cut(name: str, function: Callable[..., Any], state: TrainState, batch: Batch) -> Alternative:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from fgkd_jax.errors import UserError, nearest
 from fgkd_jax.methods.detector import Detector, stage_strides
 from fgkd_jax.methods.teaching_masks import MASKS
+from fgkd_jax.models.backbones import backbone_from
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,6 +17,7 @@ class DecoupledOptions(Detector, abc.ABC):
 
     Attributes, besides those of `Detector`:
       teacher: options in which the teacher, a detector of the same kind, differs from the student.
+        Classes and changes of colours are the student's.
       mask: where the pyramids are compared, a key of `MASKS`: inside of the mask with
         `object_weight`, outside of it with `background_weight`.
       object_weight: of half the mean squared error within the mask, averaged over levels; 0 leaves
@@ -81,7 +83,9 @@ class DecoupledOptions(Detector, abc.ABC):
         if self.num_classes is not None:
             self._check_shared("num_classes")
         self._check_strides("pyramid", lambda method: method.strides)
-        stages = self.compared_stages
+        stages, count = self.compared_stages, backbone_from(self.teaching.backbone).num_stages
+        if not all(index < count for index in stages):
+            self._refuse("compared_stages", f"stages to {count - 1}, the teacher's last")
         self._check_strides(f"stages {stages}", lambda method: strides_of(method, stages))
 
     def _check_shared(self, *names: str) -> None:

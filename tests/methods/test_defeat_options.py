@@ -16,6 +16,7 @@ TINY = {"name": "resnet_narrow", "stem": "imagenet", "strides": (1, 2), "stage_s
         "dilations": (1, 1), "width": 4, "frozen_norm": "."}  # fmt: skip
 WIDE = {**TINY, "width": 6, "frozen_norm": ""}
 DEEPER = {**TINY, "strides": (1, 1, 2), "stage_sizes": (1, 1, 1), "dilations": (1, 1, 1)}
+SHALLOW = {**TINY, "strides": (2,), "stage_sizes": (1,), "dilations": (1,)}
 TEACHER = {"backbone": WIDE, "pyramid_features": 12}
 CLASSES_OF = {"dense": DefeatRetinaNet, "regions": DefeatFasterRCNN}
 KINDS = tuple(CLASSES_OF)
@@ -58,6 +59,11 @@ def make_method(kind, **options):
             "regions",
             {"teacher": {"backbone": DEEPER, "pyramid_stages": (2, 3)}},
             "the strides of the teacher's stages .1, 2. are .4, 4.; expected .4, 8., the student's",
+        ),
+        (
+            "regions",
+            {"teacher": {"backbone": SHALLOW, "pyramid_stages": (0, 1), "frozen_stages": 0}},
+            "compared_stages is .1, 2.; expected stages to 1, the teacher's last",
         ),
         ("dense", {"teacher": {"num_classes": 4}}, "teacher.num_classes is 4; expected 3, the stu"),
         ("regions", {"teacher": {"brightness": 0.3}}, "teacher.brightness is 0.3; expected 0.0"),

@@ -48,10 +48,6 @@ def shares(whole: Sequence[float], prefixes: Mapping[str, Sequence[float]]) -> t
 
     Returns:
       One entry per part, then the rest.
-
-    Example:
-      >>> [(one.part, one.share) for one in shares([4.0], {"first": [1.0], "second": [3.0]})]
-      [('first', 0.25), ('second', 0.5), ('rest', 0.25)]
     """
     total = statistics.median(whole)
     found, before = [], [0.0] * len(whole)

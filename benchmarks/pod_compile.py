@@ -2,9 +2,11 @@
 
     pip install -e '.[tpu]'
     python benchmarks/pod_compile.py --topology v5e:2x2 --folder compiled tasn_birds pma_cub
+    python benchmarks/pod_compile.py --topology v5e:2x2 --folder compiled retinanet_coco@8
 
 Each config is compiled by `fgkd compile` in a process of its own, and its JSON is kept in the
-folder: what is there is not compiled again. `--every` takes all configs. The results of all that
+folder: what is there is not compiled again. `--every` takes all configs, `CONFIG@8` one with eight
+images in a batch of all chips. The results of all that
 is in the folder go into one JSON file and one table, `benchmarks/results/compile_<topology>.*`.
 """
 
@@ -31,15 +33,18 @@ def compile_config(name: str, topology: str, output: Path) -> None:
     """Runs `fgkd compile` for one config.
 
     Args:
-      name: of the config.
+      name: of the config, with `@` and the size of a batch where that is not the config's.
       topology: chip and shape.
       output: JSON file to write; not made where the config cannot be compiled.
     """
-    command = [sys.executable, "-m", "fgkd_jax.cli.main", "compile", "--config", name]
+    config, _, batch_size = name.partition("@")
+    command = [sys.executable, "-m", "fgkd_jax.cli.main", "compile", "--config", config]
     command += ["--topology", topology, "--output", str(output)]
-    if name in SIZES_OF:
-        command += ["--sizes_of", SIZES_OF[name]]
-    command += OVERRIDES.get(name, ())
+    if config in SIZES_OF:
+        command += ["--sizes_of", SIZES_OF[config]]
+    command += OVERRIDES.get(config, ())
+    if batch_size:
+        command.append(f"--config.train.batch_size={batch_size}")
     status = subprocess.run(command).returncode
     if status not in (0, 1):  # 1: does not fit, which is a result
         print(f"{name}: exit status {status}", file=sys.stderr)
@@ -49,17 +54,17 @@ def rows(name: str, made: dict[str, Any]) -> list[str]:
     """Makes the rows of the table for one config.
 
     Args:
-      name: of the config.
+      name: as of `compile_config`.
       made: what `fgkd compile` wrote.
 
     Returns:
       One row per step.
     """
-    lines = []
+    lines, config = [], name.partition("@")[0]
     for step, found in made["steps"].items():
         fits = {True: "yes", False: "**no**", None: "?"}[found["fits"]]
         total = found["memory"]["total"]
-        head = f"| {name} | {step} | {made['batch_size']} | {_gib(total)} |"
+        head = f"| {config} | {step} | {made['batch_size']} | {_gib(total)} |"
         tail = f" {fits} | {found['compile_seconds']:.0f} s |"
         if "said" in found:
             lines.append(head + " - |" * 8 + tail)
@@ -123,7 +128,7 @@ def _gib(number: float | None) -> str:
 def main() -> None:
     """Compiles what is missing and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("configs", nargs="*", help="names of configs")
+    parser.add_argument("configs", nargs="*", help="names of configs, as NAME or NAME@BATCH")
     parser.add_argument("--every", action="store_true", help="all configs of the project")
     parser.add_argument("--topology", default="v5e:2x2", help="chip and shape")
     parser.add_argument("--folder", type=Path, required=True, help="where each result is kept")

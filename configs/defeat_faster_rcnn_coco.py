@@ -34,7 +34,9 @@ def get_config(variant="defeat"):
     Args:
       variant: words separated by commas, see `taught_by`.
     """
-    taught = taught_by(variant, name="defeat_faster_rcnn_coco", teacher="resnet152", options=COCO)
+    taught = taught_by(
+        variant, name="defeat_faster_rcnn_coco", teachers=("resnet152", "resnet101"), options=COCO
+    )
     return photographs_with_boxes(
         {"name": "defeat_faster_rcnn", **taught.options},
         coco_run(learning_rate=0.02),

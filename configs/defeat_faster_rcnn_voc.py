@@ -19,7 +19,7 @@ def get_config(variant="defeat"):
     Args:
       variant: words separated by commas, see `taught_by`.
     """
-    taught = taught_by(variant, name="defeat_faster_rcnn_voc", teacher="resnet101")
+    taught = taught_by(variant, name="defeat_faster_rcnn_voc", teachers=("resnet101",))
     return photographs_with_boxes(
         {"name": "defeat_faster_rcnn", **taught.options},
         voc_run(),

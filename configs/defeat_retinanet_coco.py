@@ -29,7 +29,7 @@ def get_config(variant="defeat"):
     taught = taught_by(
         variant,
         name="defeat_retinanet_coco",
-        teacher="resnet101",
+        teachers=("resnet101", "resnet152"),
         options={"object_weight": 4.0, "background_weight": 16.0},
     )
     return photographs_with_boxes(

@@ -10,6 +10,7 @@ from fgkd_jax.cli.detection_recipes import (
     BUCKETS,
     COCO_FIGURES,
     COCO_NETWORKS,
+    NETWORK_TITLES,
     PUBLISHED,
     coco_run,
     photographs_with_boxes,
@@ -29,7 +30,7 @@ def get_config(backbone="resnet50"):
         coco_run(learning_rate=0.02),
         data={"dataset": "coco_json", "buckets": BUCKETS["coco"]},
         report={
-            "title": f"Faster R-CNN, {backbone}, COCO 2017, 12 epochs",
+            "title": f"Faster R-CNN, {NETWORK_TITLES[backbone]}, COCO 2017, 12 epochs",
             "split": "validation",
             "figures": COCO_FIGURES,
         },

@@ -8,6 +8,7 @@ torchvision's ResNet-50. `:resnet101` is the teacher there, at twice the rate.
 
 from fgkd_jax.cli.detection_recipes import (
     BUCKETS,
+    NETWORK_TITLES,
     PUBLISHED,
     photographs_with_boxes,
     variant_of,
@@ -29,7 +30,7 @@ def get_config(backbone="resnet50"):
         voc_run(learning_rate=LEARNING_RATES[backbone]),
         data={"dataset": "voc_xml/trainval", "buckets": BUCKETS["voc"]},
         report={
-            "title": f"Faster R-CNN, {backbone}, VOC 2007 + 2012",
+            "title": f"Faster R-CNN, {NETWORK_TITLES[backbone]}, VOC 2007 + 2012",
             "figures": ("voc07_AP50", "AP", "background_false_positives"),
         },
     )

@@ -208,6 +208,7 @@ def test_controls_are_configs(name):
             "retinanet_coco has no variant 'resnet50'; did you mean",
         ),
         ("defeat_faster_rcnn_coco:object,gaussian", "has two of a kind; expected one"),
+        ("defeat_faster_rcnn_voc:resnet152", "no variant 'resnet152'; did you mean 'resnet101'"),
         ("faster_rcnn_voc:resnet110", "no variant 'resnet110'; did you mean 'resnet101'"),
         ("classify_birds:longest", "no variant 'longest'; did you mean 'longer'"),
     ],

@@ -23,16 +23,17 @@ PACKAGE = ROOT / "fgkd_jax"
 ALLOWED = {
     "errors": set(),
     "typing": set(),
+    "parts": set(),
     "protocols": {"errors", "typing"},
     "data": {"errors"},
     "ops": {"errors", "typing"},
     "losses": {"errors", "typing", "ops"},
     "models": {"errors", "typing", "ops", "losses"},
-    "methods": {"errors", "typing", "protocols", "ops", "losses", "models"},
+    "methods": {"errors", "typing", "parts", "protocols", "ops", "losses", "models"},
     "evaluation": {"errors", "typing", "protocols", "ops", "losses"},
-    "train": {"errors", "typing", "protocols", "ops", "data", "evaluation"},
+    "train": {"errors", "typing", "parts", "protocols", "ops", "data", "evaluation"},
     "cli": {
-        *("", "errors", "typing", "protocols", "ops", "losses", "models", "methods"),
+        *("", "errors", "typing", "parts", "protocols", "ops", "losses", "models", "methods"),
         *("data", "evaluation", "train"),
     },
 }

@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = Path(__file__).with_name("public_api.json")
 INTERFACES = (
-    *("errors", "protocols", "typing"),
+    *("errors", "parts", "protocols", "typing"),
     *("ops", "losses", "models", "methods", "data", "evaluation", "train"),
 )
 Function = ast.FunctionDef | ast.AsyncFunctionDef

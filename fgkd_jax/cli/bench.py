@@ -26,12 +26,15 @@ the ratios within each turn: above 1, ours is faster.
              against torch, torch_channels_last
   detect     suppression of 2,000 boxes, and RoIAlign of 512 over four levels, also with gradients
              against torch
+  detect_step  the training step of a detector, and what each of its parts takes, on random
+             scenes; without --config, of three small detectors
   data       the training pipeline of a config, on its data set
              against pillow (by default: the same crop and resize with Pillow)
 
   fgkd bench sampler --against torch,copy
   fgkd bench step --config classify_birds --against torch
   fgkd bench depthwise --against torch,torch_channels_last --output depthwise.json
+  fgkd bench detect_step --config retinanet_coco --batch_size 2
   fgkd bench data --config classify_birds --batch_size 32
 """
 

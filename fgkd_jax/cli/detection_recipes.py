@@ -1,7 +1,7 @@
 """What the configs of object detection have in common."""
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -16,7 +16,14 @@ COCO_IMAGES = 118_287
 VOC_IMAGES = 16_551
 """Images of VOC 2007 trainval and VOC 2012 trainval together."""
 
-COCO_NETWORKS = ("resnet50", "resnet101", "resnet152")
+NETWORK_TITLES: Mapping[str, str] = {
+    "resnet50": "ResNet-50",
+    "resnet101": "ResNet-101",
+    "resnet152": "ResNet-152",
+}
+"""Backbones of detectors of photographs, and what they are called in a table."""
+
+COCO_NETWORKS = tuple(NETWORK_TITLES)
 """Backbones of detectors of COCO: the student's, and two for teachers."""
 
 COCO_FIGURES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
@@ -358,15 +365,15 @@ class Taught(NamedTuple):
 
 
 def taught_by(
-    variant: str, *, name: str, teacher: str, options: Mapping[str, Any] | None = None
+    variant: str, *, name: str, teachers: Sequence[str], options: Mapping[str, Any] | None = None
 ) -> Taught:
     """Describes a ResNet-50 that learns from a larger network.
 
     Args:
       variant: words separated by commas: what the student takes from its teacher, a key of
-        `TEACHING`; the teacher's backbone, where it is another one of `COCO_NETWORKS`.
+        `TEACHING`; the teacher's backbone.
       name: of the config.
-      teacher: the teacher's backbone by default.
+      teachers: backbones that the teacher may have, keys of `NETWORK_TITLES`, by default the first.
       options: of DeFeat on these data, less what a variant says.
 
     Returns:
@@ -375,9 +382,8 @@ def taught_by(
     Raises:
       UserError: the variant has an unknown word, or two of a kind.
     """
-    larger = COCO_NETWORKS[1:]
-    words = [variant_of(name, word, (*TEACHING, *larger)) for word in variant.split(",")]
-    networks = [word for word in words if word in larger] or [teacher]
+    words = [variant_of(name, word, (*TEACHING, *teachers)) for word in variant.split(",")]
+    networks = [word for word in words if word in teachers] or [teachers[0]]
     kinds = [word for word in words if word in TEACHING] or ["defeat"]
     if len(networks) > 1 or len(kinds) > 1:
         raise UserError(f"variant {variant!r} of {name} has two of a kind; expected one")
@@ -390,5 +396,5 @@ def taught_by(
     backbone = {**PUBLISHED["backbone"], "name": networks[0]}
     return Taught(
         {**kept, "teacher": {"backbone": backbone}, **chosen},
-        f"ResNet-50 from {networks[0]}, {TEACHING_TITLES[kinds[0]]}",
+        f"ResNet-50 from {NETWORK_TITLES[networks[0]]}, {TEACHING_TITLES[kinds[0]]}",
     )

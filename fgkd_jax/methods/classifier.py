@@ -4,17 +4,16 @@ It is the baseline of the other methods, and the shortest example of what a meth
 """
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import traverse_util
 
 from fgkd_jax.errors import UserError
 from fgkd_jax.losses.classification import cross_entropy
+from fgkd_jax.methods.frozen import frozen_patterns
 from fgkd_jax.methods.image_options import ImageOptions
 from fgkd_jax.models.backbones import backbone_from
 from fgkd_jax.models.heads import LinearHead
@@ -118,13 +117,7 @@ class Classifier(ImageOptions):
         """
         if not self.frozen_stages:
             return ()
-        shapes = jax.eval_shape(
-            lambda key, x: self.network.init(key, x, method="features"),
-            jax.random.key(0),
-            jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32),
-        )
-        paths = traverse_util.flatten_dict(shapes["params"], sep="/")
-        return tuple(f"^{re.escape(path)}$" for path in paths)
+        return frozen_patterns(self.network, "features")
 
     def init(self, key: Key[Array, ""], batch: Batch) -> Variables:
         """Initialises the network.

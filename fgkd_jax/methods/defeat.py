@@ -10,32 +10,32 @@ Source: Guo et al., "Distilling object detectors via decoupled features", CVPR 2
 masks and weights the same is whole-feature imitation, fine-grained imitation and the like.
 """
 
+import abc
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fgkd_jax.errors import UserError, nearest
 from fgkd_jax.losses.decoupled import DecoupledLogits
-from fgkd_jax.methods.detector import (
-    Detector,
-    dropped_boxes,
-    objects,
-    stage_strides,
-    term,
-)
+from fgkd_jax.methods.defeat_options import DecoupledOptions, strides_of
+from fgkd_jax.methods.detector import PYRAMID, Detector
 from fgkd_jax.methods.detector_network import FeatureMaps, Levels, Maps
 from fgkd_jax.methods.map_comparison import ComparedMaps, Terms, compare_maps, map_size
+from fgkd_jax.methods.scenes import dropped_boxes, objects, term
 from fgkd_jax.methods.teaching_masks import MASKS, Masks, Scene
 from fgkd_jax.models.adaptation import Adapters
 from fgkd_jax.models.backbones import backbone_from, feature_shapes
 from fgkd_jax.ops.box_masks import box_mask, resize_mask
 from fgkd_jax.ops.regions import pyramid_levels
+from fgkd_jax.parts import part
 from fgkd_jax.protocols import FROZEN, Exported, LossOutput, Metric
 from fgkd_jax.typing import Array, Batch, Bool, Float, Key, Variables
+
+HEADS_COMPARED = "heads compared"
+"""A part of a step, see `fgkd_jax.parts`."""
 
 _NECK, _STAGES = "neck_adapters", "stage_adapters"
 _SIDE = 64
@@ -44,99 +44,12 @@ _RELEASED_BASE = 56.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Decoupled(Detector):
-    """How a detector is taught; which detector it is, a subclass says.
+class Decoupled(DecoupledOptions, abc.ABC):
+    """A detector that is taught; which detector it is, a subclass says.
 
     The teacher sees the same images, after the same change of colours, in evaluation mode, and no
     gradient reaches it. Its weights are a file, `pretrained.teacher`, that `fgkd export` wrote.
-
-    Attributes, besides those of `Detector`:
-      teacher: options in which the teacher, a detector of the same kind, differs from the student.
-      mask: where the pyramids are compared, a key of `MASKS`: inside of the mask with
-        `object_weight`, outside of it with `background_weight`.
-      object_weight: of half the mean squared error within the mask, averaged over levels; 0 leaves
-        it out.
-      background_weight: likewise, outside of the mask.
-      adapter_size: rows and columns of the convolutions that adapt the student's pyramid.
-      adapter_std: deviation of their first kernels, see `Adapters`.
-      compared_stages: of the backbone, that are compared like the pyramid, each after a convolution
-        and a ReLU.
-      stage_object_weight: as `object_weight`, averaged over `compared_stages`.
-      stage_background_weight: likewise, outside of objects.
-      head_object_weight: of the divergence of class scores on objects; 0 leaves it out.
-      head_background_weight: likewise, on background.
-      object_temperature: T of the scores on objects, above 0.
-      background_temperature: T of those on background, above 0.
-      count_padding: whether the padding of images counts as background, as released.
-      released_masks: whether boxes are painted as released: on levels that are those of a Faster
-        R-CNN with five of them, whatever the detector; long ones of less than one cell as one cell;
-        those of the backbone's stages as enlarged or reduced cells of the first level.
     """
-
-    student_class: ClassVar[type[Detector]] = Detector
-
-    teacher: Mapping[str, Any] = dataclasses.field(
-        default_factory=lambda: {"backbone": {"name": "resnet101", "frozen_norm": "."}}
-    )
-    mask: str = "boxes"
-    object_weight: float = 3.0
-    background_weight: float = 12.0
-    adapter_size: int = 1
-    adapter_std: float = 0.0
-    compared_stages: tuple[int, ...] = ()
-    stage_object_weight: float = 3.0
-    stage_background_weight: float = 12.0
-    head_object_weight: float = 2.0
-    head_background_weight: float = 2.0
-    object_temperature: float = 1.0
-    background_temperature: float = 1.0
-    count_padding: bool = False
-    released_masks: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.mask not in MASKS:
-            raise UserError(f"mask is {self.mask!r}{nearest(self.mask, MASKS)}")
-        for name in ("", "stage_", "head_"):
-            for part in ("object", "background"):
-                if not getattr(self, f"{name}{part}_weight") >= 0:
-                    self._refuse(f"{name}{part}_weight", "at least 0")
-        for name in ("object_temperature", "background_temperature"):
-            if not getattr(self, name) > 0:
-                self._refuse(name, "a number above 0")
-        Adapters((), self.adapter_size, self.adapter_std)  # a wrong option is told at once
-        last = self.pyramid_stages[-1]
-        if not all(self.frozen_stages <= index <= last for index in self.compared_stages):
-            self._refuse("compared_stages", f"stages from {self.frozen_stages}, trained, to {last}")
-        names = self._student_options()
-        for name in self.teacher:
-            if name not in names:
-                raise UserError(f"teacher.{name} is not an option{nearest(name, names)}")
-        self._check_grids()
-
-    def _check_grids(self) -> None:
-        """Raises where maps of student and teacher differ in more than channels."""
-        ours, theirs = (
-            (*method.strides, *_strides_of(method, self.compared_stages))
-            for method in (self, self.teaching)
-        )
-        if ours != theirs:
-            raise UserError(f"the teacher's maps have the strides {theirs}; expected {ours}")
-
-    @property
-    def student(self) -> Detector:
-        """The detector without what teaches it."""
-        return self.student_class(**self._student_options())
-
-    @property
-    def teaching(self) -> Any:
-        """The teacher, a detector."""
-        given = {k: tuple(v) if isinstance(v, list) else v for k, v in self.teacher.items()}
-        options = {**self._student_options(), **given, "num_classes": self.num_classes}
-        return self.student_class(**options)
-
-    def _student_options(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self.student_class)}
 
     @property
     def _adapters(self) -> dict[str, tuple[Adapters, tuple[int, ...]]]:
@@ -195,13 +108,16 @@ class Decoupled(Detector):
         colours, samples = jax.random.split(key)
         own, frozen = _own(variables), variables[FROZEN]
         again = jax.random.clone(colours)  # the teacher sees the colours that the student sees
-        maps, state = self.maps(own, batch, colours, recolour=train, train=train)
+        seen = self.maps(own, batch, colours, recolour=train, train=train)
+        maps, state = part(PYRAMID, seen)
         taught, _ = self.teaching.maps(frozen, batch, again, recolour=train, train=False)
-        taught = jax.lax.stop_gradient(taught)
+        taught = part("teacher's backbone and pyramid", jax.lax.stop_gradient(taught))
         terms, figures = self.taught_losses(own, frozen, maps.levels, taught.levels, batch, samples)
-        terms |= self.feature_losses(variables["params"], maps, taught, batch)
+        features = self.feature_losses(variables["params"], maps, taught, batch)
+        terms |= part("features compared", features)
         return terms, state, {**figures, "dropped_boxes": dropped_boxes(batch)}
 
+    @abc.abstractmethod
     def taught_losses(
         self,
         own: Variables,
@@ -224,7 +140,6 @@ class Decoupled(Detector):
         Returns:
           Terms per image, and figures to log.
         """
-        raise NotImplementedError
 
     def feature_losses(
         self, params: Variables, maps: FeatureMaps, taught: FeatureMaps, batch: Batch
@@ -262,7 +177,7 @@ class Decoupled(Detector):
             ours,
             theirs,
             self._stage_masks(maps, batch),
-            _strides_of(self, self.compared_stages),
+            strides_of(self, self.compared_stages),
             (self.stage_object_weight, self.stage_background_weight),
         )
         return terms | self._compare(stages, params, batch)
@@ -280,16 +195,16 @@ class Decoupled(Detector):
             first = map_size(maps.levels[0])
             painted = box_mask(boxes, wanted, stride=self.strides[0], size=first, single_cell=True)
             return tuple(resize_mask(painted, size=size) for size in sizes)
-        strides = _strides_of(self, self.compared_stages)
+        strides = strides_of(self, self.compared_stages)
         return tuple(
             box_mask(boxes, wanted, stride=stride, size=size)
             for stride, size in zip(strides, sizes, strict=True)
         )
 
     @property
+    @abc.abstractmethod
     def object_levels(self) -> tuple[int, float]:
         """Levels that have objects, and the `base_size` of `pyramid_levels`, of this detector."""
-        raise NotImplementedError
 
     def scene(self, levels: Levels, batch: Batch) -> Scene:
         """Assigns the objects of a batch to the levels of a pyramid.
@@ -388,11 +303,6 @@ def _own(variables: Variables) -> dict[str, Any]:
     """The student's collections."""
     params = {k: v for k, v in variables["params"].items() if k not in (_NECK, _STAGES)}
     return {**{k: v for k, v in variables.items() if k != FROZEN}, "params": params}
-
-
-def _strides_of(method: Detector, stages: tuple[int, ...]) -> tuple[int, ...]:
-    strides = stage_strides(method.network.backbone)
-    return tuple(strides[index] for index in stages)
 
 
 def _channels_of(method: Detector, stages: tuple[int, ...]) -> tuple[int, ...]:

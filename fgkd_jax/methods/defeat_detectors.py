@@ -5,15 +5,17 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
+from typing_extensions import override
 
 from fgkd_jax.errors import UserError, nearest
 from fgkd_jax.losses.decoupled import decoupled_logits, decoupled_scores
-from fgkd_jax.methods.defeat import Decoupled
-from fgkd_jax.methods.detector import Detector
+from fgkd_jax.methods.defeat import HEADS_COMPARED, Decoupled
+from fgkd_jax.methods.detector import LOSSES, Detector
 from fgkd_jax.methods.detector_network import Levels, Maps
 from fgkd_jax.methods.faster_rcnn import FasterRCNN
 from fgkd_jax.methods.map_comparison import Terms
 from fgkd_jax.methods.retinanet import RetinaNet
+from fgkd_jax.parts import part
 from fgkd_jax.protocols import Metric
 from fgkd_jax.typing import Array, Batch, Key, Variables
 
@@ -39,6 +41,7 @@ class DefeatFasterRCNN(Decoupled, FasterRCNN):
         """Levels that have objects, and the `base_size` of `pyramid_levels`: those of regions."""
         return len(self.pyramid_stages), self.region_scale * self.strides[0]
 
+    @override
     def taught_losses(
         self,
         own: Variables,
@@ -48,21 +51,8 @@ class DefeatFasterRCNN(Decoupled, FasterRCNN):
         batch: Batch,
         key: Key[Array, ""],
     ) -> tuple[Terms, dict[str, Metric]]:
-        """Computes the losses of the heads: the detector's, and what the teacher's second one says.
-
-        Args:
-          own: the student's collections.
-          frozen: the teacher's.
-          levels: the student's pyramid.
-          taught: the teacher's.
-          batch: of detection.
-          key: a typed PRNG key for the samples of anchors and regions.
-
-        Returns:
-          Terms per image, and figures to log.
-        """
         key, regions = jax.random.split(key)
-        terms, figures = self.losses(own, levels, batch, key)
+        terms, figures = part(LOSSES, self.losses(own, levels, batch, key))
         if not self.compares_heads:
             return terms, figures
         teacher: Any = self.teaching
@@ -70,12 +60,12 @@ class DefeatFasterRCNN(Decoupled, FasterRCNN):
             (self, own, levels) if self.student_proposals else (teacher, frozen, taught)
         )
         proposals = proposer.propose(proposer.dense(weights, maps), maps, batch, train=True)
-        sample = self.sample_regions(proposals, batch, regions)
-        ours, _ = self.regions(own, levels, sample.boxes)
-        theirs, _ = teacher.regions(frozen, taught, sample.boxes)
+        sample = part("regions to compare", self.sample_regions(proposals, batch, regions))
+        theirs, _ = part("teacher's region head", teacher.regions(frozen, taught, sample.boxes))
+        ours, _ = part("region head again", self.regions(own, levels, sample.boxes))
         scores = ours, theirs
         heads = self.head_terms(decoupled_logits, scores, sample.positive, sample.valid, batch)
-        return terms | heads, figures
+        return terms | part(HEADS_COMPARED, heads), figures
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,10 +80,7 @@ class DefeatRetinaNet(Decoupled, RetinaNet):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("anchor_scale", "anchor_octaves", "anchor_ratios"):
-            ours, theirs = getattr(self, name), getattr(self.teaching, name)
-            if ours != theirs:
-                raise UserError(f"teacher.{name} is {theirs}; expected {ours}, the student's")
+        self._check_shared("anchor_scale", "anchor_octaves", "anchor_ratios")
 
     @property
     def object_levels(self) -> tuple[int, float]:
@@ -105,6 +92,7 @@ class DefeatRetinaNet(Decoupled, RetinaNet):
         mean = (self.anchor_octaves - 1) / (2 * self.anchor_octaves)
         return len(self.strides), self.anchor_scale * self.strides[0] * 2 ** (mean - 0.5)
 
+    @override
     def taught_losses(
         self,
         own: Variables,
@@ -114,29 +102,17 @@ class DefeatRetinaNet(Decoupled, RetinaNet):
         batch: Batch,
         key: Key[Array, ""],
     ) -> tuple[Terms, dict[str, Metric]]:
-        """Computes the losses of the head: the detector's, and what the teacher's head says.
-
-        Args:
-          own: the student's collections.
-          frozen: the teacher's.
-          levels: the student's pyramid.
-          taught: the teacher's.
-          batch: of detection.
-          key: unused, as nothing is sampled.
-
-        Returns:
-          Terms per image, and figures to log.
-        """
         del key
-        found, target = self.dense(own, levels), self.targets(levels, batch)
-        terms, figures = self.dense_terms(found, target, batch)
+        found, target = self.trained(own, levels, batch)
+        terms, figures = part(LOSSES, self.dense_terms(found, target, batch))
         if not self.compares_heads:
             return terms, figures
         teacher: Any = self.teaching
-        scores = found.logits, teacher.dense(frozen, taught).logits
+        theirs = part("teacher's dense head", teacher.dense(frozen, taught))
+        scores = found.logits, theirs.logits
         valid = target.positive | target.negative
         heads = self.head_terms(decoupled_scores, scores, target.positive, valid, batch)
-        return terms | heads, figures
+        return terms | part(HEADS_COMPARED, heads), figures
 
 
 HEADLESS: Mapping[str, Any] = {"head_object_weight": 0.0, "head_background_weight": 0.0}

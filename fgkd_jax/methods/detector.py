@@ -5,25 +5,31 @@ A detector is two functions on top of `init` and `predict`: `pyramid` makes feat
 two with something of its own in between.
 """
 
+import abc
 import dataclasses
 import functools
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import traverse_util
 
 from fgkd_jax.errors import UserError
 from fgkd_jax.methods.detector_network import FeatureMaps, Levels, PyramidNetwork
+from fgkd_jax.methods.frozen import frozen_patterns
 from fgkd_jax.methods.image_options import ImageOptions
+from fgkd_jax.methods.scenes import dropped_boxes, image_sizes
 from fgkd_jax.models.backbones import backbone_from, feature_shapes
+from fgkd_jax.models.detection_heads import DensePredictions
 from fgkd_jax.models.stages import Backbone
 from fgkd_jax.ops.anchors import base_anchors, grid_anchors, valid_anchors
 from fgkd_jax.ops.suppression import Detections
+from fgkd_jax.parts import part
 from fgkd_jax.protocols import Exported, LossOutput, LossTerm, Metric, split_variables
-from fgkd_jax.typing import Array, Batch, Bool, Float, Int, Key, Variables
+from fgkd_jax.typing import Array, Batch, Bool, Float, Key, Variables
+
+PYRAMID, LOSSES = "backbone and pyramid", "losses"
+"""Parts of a step, see `fgkd_jax.parts`."""
 
 _SIDE = 256  # of the image by which strides are measured: a multiple of every stride
 
@@ -42,22 +48,8 @@ class Anchors(NamedTuple):
     valid: Bool[Array, "b p"]
 
 
-class Objects(NamedTuple):
-    """What is to be found in the images of a batch.
-
-    Attributes:
-      boxes: float32 [b, g, 4], in pixels of the batch's images.
-      labels: int32 [b, g].
-      valid: bool [b, g], False at the padding, and for objects that need not be found.
-    """
-
-    boxes: Float[Array, "b g 4"]
-    labels: Int[Array, "b g"]
-    valid: Bool[Array, "b g"]
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Detector(ImageOptions):
+class Detector(ImageOptions, abc.ABC):
     """Options that all detectors have, and what they do alike.
 
     Attributes, besides those of `ImageOptions`:
@@ -100,26 +92,31 @@ class Detector(ImageOptions):
             self._refuse("pyramid_stages", f"rising numbers from 0 to {count - 1}")
         if not 0 <= self.frozen_stages <= stages[-1]:
             self._refuse("frozen_stages", f"0 to {stages[-1]}, the last of pyramid_stages")
-        for name in ("pyramid_features", "anchor_octaves", "max_detections"):
-            if getattr(self, name) < 1:
-                self._refuse(name, "at least 1")
+        self._check_least(1, "pyramid_features", "anchor_octaves", "max_detections")
+        self._check_least(0, "box_weight")
         if not self.anchor_scale > 0:
             self._refuse("anchor_scale", "a number above 0")
-        if not self.box_weight >= 0:
-            self._refuse("box_weight", "at least 0")
         if not self.anchor_ratios or min(self.anchor_ratios) <= 0:
             self._refuse("anchor_ratios", "numbers above 0")
-        for name in ("score_threshold", "iou_threshold"):
+        self._check_shares("score_threshold", "iou_threshold")
+
+    def _check_least(self, least: float, *names: str) -> None:
+        for name in names:
+            if not getattr(self, name) >= least:
+                self._refuse(name, f"at least {least}")
+
+    def _check_shares(self, *names: str) -> None:
+        for name in names:
             if not 0 <= getattr(self, name) <= 1:
-                self._refuse(name, "in [0, 1]")
+                self._refuse(name, "it in [0, 1]")
 
     def _refuse(self, name: str, expected: str) -> None:
         raise UserError(f"{name} is {getattr(self, name)}; expected {expected}")
 
     @property
+    @abc.abstractmethod
     def network(self) -> PyramidNetwork:
         """The Linen module behind the method."""
-        raise NotImplementedError
 
     @property
     def anchors_per_cell(self) -> int:
@@ -143,13 +140,7 @@ class Detector(ImageOptions):
         """
         if not self.frozen_stages:
             return ()
-        shapes = jax.eval_shape(
-            lambda key, x: self.network.init(key, x, method="frozen"),
-            jax.random.key(0),
-            jax.ShapeDtypeStruct((1, _SIDE, _SIDE, 3), jnp.float32),
-        )
-        paths = traverse_util.flatten_dict(shapes["params"], sep="/")
-        return tuple(f"^{re.escape(path)}$" for path in paths)
+        return frozen_patterns(self.network, "frozen", side=_SIDE)
 
     def init(self, key: Key[Array, ""], batch: Batch) -> Variables:
         """Initialises the network.
@@ -211,6 +202,20 @@ class Detector(ImageOptions):
         maps, state = self.maps(variables, batch, key, recolour=train, train=train)
         return maps.levels, state
 
+    def dense(self, variables: Variables, levels: Levels) -> DensePredictions:
+        """Predicts for every anchor; where there are proposals, whether it is an object.
+
+        Args:
+          variables: as `init` returns them.
+          levels: as `pyramid` returns them.
+
+        Returns:
+          Logits `[b p k]`, k = 1 for proposals, and box codes `[b p 4]`, in the order of `anchors`.
+        """
+        network: Any = self.network
+        return network.apply(variables, levels, method="dense")
+
+    @abc.abstractmethod
     def losses(
         self, variables: Variables, levels: Levels, batch: Batch, key: Key[Array, ""]
     ) -> tuple[dict[str, LossTerm], dict[str, Metric]]:
@@ -225,8 +230,8 @@ class Detector(ImageOptions):
         Returns:
           Terms per image, and figures to log.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def detect(self, variables: Variables, levels: Levels, batch: Batch) -> Detections:
         """Finds objects on a pyramid.
 
@@ -238,7 +243,6 @@ class Detector(ImageOptions):
         Returns:
           `Detections` with a leading axis of images.
         """
-        raise NotImplementedError
 
     def loss(
         self, variables: Variables, batch: Batch, key: Key[Array, ""], *, train: bool
@@ -256,8 +260,8 @@ class Detector(ImageOptions):
           that augmentation or `max_boxes` left out, and those of `losses`.
         """
         colours, samples = jax.random.split(key)
-        levels, state = self.pyramid(variables, batch, colours, train=train)
-        terms, figures = self.losses(variables, levels, batch, samples)
+        levels, state = part(PYRAMID, self.pyramid(variables, batch, colours, train=train))
+        terms, figures = part(LOSSES, self.losses(variables, levels, batch, samples))
         return terms, state, {**figures, "dropped_boxes": dropped_boxes(batch)}
 
     def predict(self, variables: Variables, batch: Batch) -> dict[str, Array]:
@@ -316,75 +320,6 @@ class Detector(ImageOptions):
         return Anchors(
             jnp.concatenate(boxes), tuple(map(len, boxes)), jnp.concatenate(valid, axis=1)
         )
-
-
-def image_sizes(batch: Batch) -> Int[Array, "b 2"]:
-    """Returns rows and columns of the images of a batch without their padding.
-
-    Args:
-      batch: `image` [b, h, w, 3] and, where images are padded, `valid_size` int [b, 2].
-
-    Returns:
-      int32 [b, 2].
-    """
-    image = batch["image"]
-    if "valid_size" in batch:
-        return batch["valid_size"]
-    return jnp.broadcast_to(jnp.asarray([image.shape[1:3]], jnp.int32), (len(image), 2))
-
-
-def objects(batch: Batch) -> Objects:
-    """Returns what detectors are trained to find; crowds and the like are left out.
-
-    Args:
-      batch: of detection.
-
-    Returns:
-      The objects.
-    """
-    wanted = batch["box_mask"] & ~batch["box_ignored"]
-    return Objects(batch["boxes"], batch["box_labels"], wanted)
-
-
-def dropped_boxes(batch: Batch) -> Metric:
-    """Counts the boxes per image that augmentation or `max_boxes` left out.
-
-    Args:
-      batch: of detection.
-
-    Returns:
-      The figure.
-    """
-    return batch["dropped_boxes"].astype(jnp.float32), batch["mask"].astype(jnp.float32)
-
-
-def image_keys(key: Key[Array, ""], batch: Batch) -> Key[Array, "b"]:
-    """Makes a key for each image, whatever batch it is in.
-
-    Args:
-      key: a typed PRNG key.
-      batch: with `id` int [b].
-
-    Returns:
-      One key per image.
-    """
-    fold: Callable[[Array], Array] = functools.partial(jax.random.fold_in, key)
-    return jax.vmap(fold)(batch["id"])
-
-
-def term(part: tuple[Array, Array], batch: Batch, *, weight: float = 1.0) -> LossTerm:
-    """Makes a loss term of the sums and counts of images.
-
-    Args:
-      part: sum [b] and count [b].
-      batch: with `mask` bool [b].
-      weight: of the term.
-
-    Returns:
-      The term; rows that hold no example count nothing.
-    """
-    total, count = (jnp.where(batch["mask"], values, 0.0) for values in part)
-    return LossTerm(sum=total, count=count, weight=weight)
 
 
 @functools.lru_cache(maxsize=16)

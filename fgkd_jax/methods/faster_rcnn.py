@@ -10,11 +10,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from typing_extensions import override
 
-from fgkd_jax.errors import UserError
-from fgkd_jax.losses.detectors import HeadLosses, proposal_losses, region_losses
-from fgkd_jax.methods.detector import Detector, image_keys, image_sizes, objects, term
+from fgkd_jax.losses.detectors import proposal_losses, region_losses
+from fgkd_jax.methods.detector import Detector
 from fgkd_jax.methods.detector_network import Levels, RegionNetwork
+from fgkd_jax.methods.scenes import image_keys, image_sizes, objects, term
 from fgkd_jax.models.backbones import backbone_from
 from fgkd_jax.models.detection_heads import DensePredictions
 from fgkd_jax.ops.assign import RPN_RULE, sample_mask
@@ -22,8 +23,9 @@ from fgkd_jax.ops.detection_outputs import Proposals, region_proposals, roi_dete
 from fgkd_jax.ops.detection_targets import RoiTargets, anchor_targets, roi_targets
 from fgkd_jax.ops.regions import RoiOptions, pyramid_levels, pyramid_roi_align
 from fgkd_jax.ops.suppression import Detections
+from fgkd_jax.parts import part
 from fgkd_jax.protocols import LossTerm, Metric
-from fgkd_jax.typing import Array, Batch, Float, Key, Variables
+from fgkd_jax.typing import Array, Batch, Bool, Float, Key, Variables
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,21 +62,18 @@ class FasterRCNN(Detector):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in (
+        self._check_least(
+            1,
             *("proposal_features", "region_features", "region_size", "anchor_samples"),
             *("region_samples", "train_candidates", "candidates", "proposals"),
-        ):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; expected at least 1")
-        for name in ("positive_share", "proposal_iou"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} is {getattr(self, name)}; expected it in [0, 1]")
+        )
+        self._check_shares("positive_share", "proposal_iou")
         if not self.region_scale > 0:
-            raise UserError(f"region_scale is {self.region_scale}; expected a number above 0")
+            self._refuse("region_scale", "a number above 0")
 
     @property
+    @override
     def network(self) -> RegionNetwork:
-        """The Linen module behind the method."""
         return RegionNetwork(
             backbone=backbone_from(self.backbone),
             stages=self.pyramid_stages,
@@ -88,19 +87,6 @@ class FasterRCNN(Detector):
             region_features=self.region_features,
             region_size=self.region_size,
         )
-
-    def dense(self, variables: Variables, levels: Levels) -> DensePredictions:
-        """Predicts for every anchor whether it is an object.
-
-        Args:
-          variables: as `init` returns them.
-          levels: as `pyramid` returns them.
-
-        Returns:
-          Logits `[b p 1]` and box codes `[b p 4]`, in the order of `anchors`.
-        """
-        network: Any = self.network
-        return network.apply(variables, levels, method="dense")
 
     def propose(
         self, found: DensePredictions, levels: Levels, batch: Batch, *, train: bool
@@ -195,11 +181,12 @@ class FasterRCNN(Detector):
           the figure `positives`, sampled regions on objects per image.
         """
         anchor_key, region_key = jax.random.split(key)
-        found = self.dense(variables, levels)
-        first = self._proposal_losses(found, levels, batch, anchor_key)
-        proposals = self.propose(found, levels, batch, train=True)
-        sample = self.sample_regions(proposals, batch, region_key)
-        logits, deltas = self.regions(variables, levels, sample.boxes)
+        found = part("proposal head", self.dense(variables, levels))
+        chosen = part("anchors sampled", self._sample_anchors(levels, batch, anchor_key))
+        proposals = part("proposals", self.propose(found, levels, batch, train=True))
+        sample = part("regions sampled", self.sample_regions(proposals, batch, region_key))
+        logits, deltas = part("region head", self.regions(variables, levels, sample.boxes))
+        first = proposal_losses(found.logits[..., 0], found.deltas, *chosen)
         second = region_losses(
             logits, deltas, sample.labels, sample.positive, sample.valid, sample.deltas
         )
@@ -213,10 +200,10 @@ class FasterRCNN(Detector):
         positives = jnp.sum(sample.positive, axis=1, dtype=jnp.float32) * mask
         return terms, {"positives": (positives, mask)}
 
-    def _proposal_losses(
-        self, found: DensePredictions, levels: Levels, batch: Batch, key: Key[Array, ""]
-    ) -> HeadLosses:
-        """The losses of the head that proposes, on sampled anchors."""
+    def _sample_anchors(
+        self, levels: Levels, batch: Batch, key: Key[Array, ""]
+    ) -> tuple[Bool[Array, "b p"], Bool[Array, "b p"], Float[Array, "b p 4"]]:
+        """Anchors that the first head is trained on: on objects, on background, and box codes."""
         anchors = self.anchors(levels, batch)
 
         def sampled(
@@ -243,20 +230,10 @@ class FasterRCNN(Detector):
 
         boxes, _, wanted = objects(batch)
         keys = image_keys(key, batch)
-        positive, negative, deltas = jax.vmap(sampled)(keys, boxes, wanted, anchors.valid)
-        return proposal_losses(found.logits[..., 0], found.deltas, positive, negative, deltas)
+        return jax.vmap(sampled)(keys, boxes, wanted, anchors.valid)
 
+    @override
     def detect(self, variables: Variables, levels: Levels, batch: Batch) -> Detections:
-        """Finds objects on a pyramid.
-
-        Args:
-          variables: as `init` returns them.
-          levels: as `pyramid` returns them.
-          batch: with `valid_size`, where images are padded.
-
-        Returns:
-          `Detections` with a leading axis of images.
-        """
         found = self.dense(variables, levels)
         proposals = self.propose(found, levels, batch, train=False)
         logits, deltas = self.regions(variables, levels, proposals.boxes)

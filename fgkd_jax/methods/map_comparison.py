@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from fgkd_jax.losses.decoupled import decoupled_features
-from fgkd_jax.methods.detector import image_sizes, term
 from fgkd_jax.methods.detector_network import Maps
+from fgkd_jax.methods.scenes import image_sizes, term
 from fgkd_jax.methods.teaching_masks import Masks
 from fgkd_jax.protocols import LossTerm
 from fgkd_jax.typing import Array, Batch, Bool, Float

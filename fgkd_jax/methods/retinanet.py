@@ -7,21 +7,22 @@ and class.
 
 import dataclasses
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from typing_extensions import override
 
-from fgkd_jax.errors import UserError
 from fgkd_jax.losses.detectors import dense_losses
-from fgkd_jax.methods.detector import Detector, image_sizes, objects, term
+from fgkd_jax.methods.detector import Detector
 from fgkd_jax.methods.detector_network import Levels, RetinaNetwork
+from fgkd_jax.methods.scenes import image_sizes, objects, term
 from fgkd_jax.models.backbones import backbone_from
 from fgkd_jax.models.detection_heads import DensePredictions
 from fgkd_jax.ops.assign import RETINA_RULE
 from fgkd_jax.ops.detection_outputs import dense_detections
 from fgkd_jax.ops.detection_targets import AnchorTargets, anchor_targets
 from fgkd_jax.ops.suppression import Detections
+from fgkd_jax.parts import part
 from fgkd_jax.protocols import LossTerm, Metric
 from fgkd_jax.typing import Array, Batch, Key, Variables
 
@@ -51,21 +52,13 @@ class RetinaNet(Detector):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (
-            ("extra_levels", 0),
-            ("head_features", 1),
-            ("head_depth", 0),
-            ("focal_gamma", 0),
-            ("candidates", 1),
-        ):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} is {getattr(self, name)}; expected at least {least}")
-        if not 0 <= self.focal_alpha <= 1:
-            raise UserError(f"focal_alpha is {self.focal_alpha}; expected it in [0, 1]")
+        self._check_least(0, "extra_levels", "head_depth", "focal_gamma")
+        self._check_least(1, "head_features", "candidates")
+        self._check_shares("focal_alpha")
 
     @property
+    @override
     def network(self) -> RetinaNetwork:
-        """The Linen module behind the method."""
         return RetinaNetwork(
             backbone=backbone_from(self.backbone),
             stages=self.pyramid_stages,
@@ -78,19 +71,6 @@ class RetinaNet(Detector):
             head_features=self.head_features,
             head_depth=self.head_depth,
         )
-
-    def dense(self, variables: Variables, levels: Levels) -> DensePredictions:
-        """Predicts for every anchor.
-
-        Args:
-          variables: as `init` returns them.
-          levels: as `pyramid` returns them.
-
-        Returns:
-          Logits `[b p k]` and box codes `[b p 4]`, in the order of `anchors`.
-        """
-        network: Any = self.network
-        return network.apply(variables, levels, method="dense")
 
     def targets(self, levels: Levels, batch: Batch) -> AnchorTargets:
         """Assigns the objects of a batch to anchors.
@@ -130,8 +110,23 @@ class RetinaNet(Detector):
           The terms `classes` and `boxes`, and the figure `positives`, anchors on objects per image.
         """
         del key
-        found, target = self.dense(variables, levels), self.targets(levels, batch)
-        return self.dense_terms(found, target, batch)
+        return self.dense_terms(*self.trained(variables, levels, batch), batch)
+
+    def trained(
+        self, variables: Variables, levels: Levels, batch: Batch
+    ) -> tuple[DensePredictions, AnchorTargets]:
+        """Predicts for every anchor, and says what was to be predicted.
+
+        Args:
+          variables: as `init` returns them.
+          levels: as `pyramid` returns them.
+          batch: of detection.
+
+        Returns:
+          What `dense` and `targets` return.
+        """
+        found = part("dense head", self.dense(variables, levels))
+        return found, part("anchors assigned", self.targets(levels, batch))
 
     def dense_terms(
         self, found: DensePredictions, target: AnchorTargets, batch: Batch
@@ -164,17 +159,8 @@ class RetinaNet(Detector):
         positives = jnp.sum(target.positive, axis=1, dtype=jnp.float32) * mask
         return terms, {"positives": (positives, mask)}
 
+    @override
     def detect(self, variables: Variables, levels: Levels, batch: Batch) -> Detections:
-        """Finds objects on a pyramid.
-
-        Args:
-          variables: as `init` returns them.
-          levels: as `pyramid` returns them.
-          batch: with `valid_size`, where images are padded.
-
-        Returns:
-          `Detections` with a leading axis of images.
-        """
         found, anchors = self.dense(variables, levels), self.anchors(levels, batch)
         detect = partial(
             dense_detections,

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fgkd_jax.methods.detector import Objects
+from fgkd_jax.methods.scenes import Objects
 from fgkd_jax.ops.box_masks import box_masks, gaussian_mask, near_object_mask
 from fgkd_jax.typing import Array, Float, Int
 

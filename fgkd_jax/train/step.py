@@ -11,6 +11,7 @@ from flax import struct
 
 from fgkd_jax.errors import UserError
 from fgkd_jax.ops.loops import scan_steps
+from fgkd_jax.parts import BACKWARD, UPDATE, part
 from fgkd_jax.protocols import Evaluator, LossTerm, MetaMethod, Method, Metric
 from fgkd_jax.train.optim import ema_update
 from fgkd_jax.train.state import TrainState
@@ -88,19 +89,14 @@ def make_train_step(
             grads, (report, model_state) = gradient(state.params, state, batch, key, None)
         else:
             grads, (report, model_state) = accumulated(state, batch, key)
+        part(BACKWARD, (grads, report, model_state))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema_decay:
             ema = ema_update(ema, params, decay=ema_decay, step=state.step, warmup=ema_warmup)
-        state = dataclasses.replace(
-            state,
-            step=state.step + 1,
-            params=params,
-            model_state=model_state,
-            opt_state=opt_state,
-            ema=ema,
-        )
+        new = part(UPDATE, {"params": params, "opt_state": opt_state, "ema": ema})
+        state = dataclasses.replace(state, step=state.step + 1, model_state=model_state, **new)
         return state, report.metrics(grads, params, model_state)
 
     return step

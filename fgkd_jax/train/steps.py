@@ -20,9 +20,15 @@ from fgkd_jax.typing import Batch
 
 
 class Counted:
-    """A jitted function that counts how often it was traced: every trace is a compilation."""
+    """A jitted function that counts how often it was traced: every trace is a compilation.
+
+    Attributes:
+      function: what is jitted.
+      traces: how often it was traced.
+    """
 
     def __init__(self, function: Callable[..., Any], **jit_options: Any) -> None:
+        self.function = function
         self.traces = 0
 
         def traced(*args: Any) -> Any:

@@ -437,7 +437,9 @@ def test_the_committed_tables_are_those_of_the_committed_results(pod_compile):
         table = pod_compile.table(values["topology"], values["configs"])
         assert path.with_suffix(".md").read_text() == table
         for name, made in values["configs"].items():
-            assert made["command"].startswith(f"fgkd compile --config {name} --topology")
+            config, _, batch_size = name.partition("@")
+            assert made["command"].startswith(f"fgkd compile --config {config} --topology")
+            assert not batch_size or made["batch_size"] == int(batch_size)
             assert made["topology"]["name"] == values["topology"]
 
 
@@ -453,10 +455,26 @@ def test_a_row_of_what_does_not_fit_has_as_many_cells(pod_compile):
             }
         },
     }
-    (row,) = pod_compile.rows("some", failed)
+    (row,) = pod_compile.rows("some@8", failed)
     assert row.startswith("| some | train | 8 | 2.00 GiB | - |")
     assert row.endswith("| **no** | 3 s |")
     assert row.count("|") == len(pod_compile.COLUMNS.split("|")) + 1
+
+
+def test_a_config_is_compiled_at_another_batch(pod_compile, monkeypatch, tmp_path):
+    called = []
+
+    def run(command):
+        called.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(pod_compile.subprocess, "run", run)
+    for name in ("retinanet_coco", "retinanet_coco@8"):
+        pod_compile.compile_config(name, "v5e:2x2", tmp_path / f"{name}.json")
+    plain, other = (command[3:] for command in called)
+    assert plain[:3] == other[:3] == ["compile", "--config", "retinanet_coco"]
+    assert plain[-2:] == ["--sizes_of", "coco2017"]
+    assert other[-3:] == [*plain[-2:], "--config.train.batch_size=8"]
 
 
 @pytest.mark.skipif(

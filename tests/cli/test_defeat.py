@@ -128,3 +128,27 @@ def test_imitation_weighs_as_much_as_both_parts_together(name):
     taught, imitating = (load_config(f"{name}:{v}", []).method for v in ("defeat", "imitation"))
     assert taught.object_weight + taught.background_weight == imitating.object_weight == 20
     assert imitating.background_weight == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("faster_rcnn_coco", "Faster R-CNN, ResNet-50, COCO 2017, 12 epochs"),
+        ("faster_rcnn_coco:resnet152", "Faster R-CNN, ResNet-152, COCO 2017, 12 epochs"),
+        ("retinanet_coco:resnet101", "RetinaNet, ResNet-101, COCO 2017, 12 epochs"),
+        ("faster_rcnn_voc:resnet101", "Faster R-CNN, ResNet-101, VOC 2007 + 2012"),
+        ("defeat_faster_rcnn_coco", "Faster R-CNN, ResNet-50 from ResNet-152, DeFeat, COCO"),
+        ("defeat_faster_rcnn_coco:resnet101,object", "ResNet-50 from ResNet-101, imitation on"),
+        ("defeat_retinanet_coco:resnet152", "RetinaNet, ResNet-50 from ResNet-152, DeFeat, COCO"),
+        ("defeat_faster_rcnn_voc", "Faster R-CNN, ResNet-50 from ResNet-101, DeFeat, VOC"),
+    ],
+)
+def test_titles_name_the_networks(name, title):
+    experiment = load_config(name, [])
+    assert title in experiment.report.title
+    method = experiment.method
+    networks = [method.backbone["name"]]
+    if "defeat" in name:
+        networks.append(method.teacher["backbone"]["name"])
+    told = [f"ResNet-{network.removeprefix('resnet')}" for network in networks]
+    assert " from ".join(told) in experiment.report.title

@@ -44,6 +44,7 @@ class Benchmark:
       against: the alternatives that `--against` may name.
       default_against: those that are compared with when it names none.
       takes_config: whether a config is needed; otherwise none is accepted.
+      default_configs: names of those that are measured where none is given.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Benchmark:
     against: tuple[str, ...]
     default_against: tuple[str, ...] = ()
     takes_config: bool = False
+    default_configs: tuple[str, ...] = ()
 
     def check(self, request: Request) -> None:
         """Checks that a request fits.
@@ -65,7 +67,7 @@ class Benchmark:
             if name not in self.against:
                 hint = nearest(name, self.against)
                 raise UserError(f"fgkd bench {self.name} knows no alternative '{name}'{hint}")
-        if self.takes_config and request.experiment is None:
+        if self.takes_config and request.experiment is None and not self.default_configs:
             raise UserError(f"fgkd bench {self.name} needs --config; see fgkd bench --help")
         if not self.takes_config and request.experiment is not None:
             raise UserError(f"fgkd bench {self.name} takes no --config")

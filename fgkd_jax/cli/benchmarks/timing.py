@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from fgkd_jax.cli.benchmarks.shares import MEANING, Share, share_rows, shares
 from fgkd_jax.errors import UserError
 from fgkd_jax.train.writers import summary_table
 
@@ -54,6 +55,7 @@ class Case:
       alternatives: ours comes first; all others are compared with it.
       images: per call, where the table should show images per second.
       notes: what a reader of the figures should know.
+      prefixes: alternatives that are ours, cut off behind one part after the other; named by it.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Case:
     alternatives: tuple[Alternative, ...]
     images: int | None = None
     notes: tuple[str, ...] = ()
+    prefixes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +112,12 @@ class Measured:
     def ours(self) -> str:
         """The name of the alternative that the others are compared with."""
         return next(iter(self.times))
+
+    @property
+    def shares(self) -> tuple[Share, ...]:
+        """What each part of ours takes, and the rest; empty where it was not cut off."""
+        cut = {name: self.times[name].samples for name in self.case.prefixes}
+        return shares(self.times[self.ours].samples, cut) if cut else ()
 
 
 def jax_alternative(name: str, call: Callable[[], Any], *, chained: bool = False) -> Alternative:
@@ -258,9 +267,9 @@ def to_dict(measured: Measured) -> dict[str, Any]:
 
     Returns:
       `case`, `sizes`, `ours`, `unit`, `alternatives` (by name: every sample, median, min, max, and
-      for all but ours the `ratio`) and `notes`.
+      for all but ours the `ratio`) and `notes`; where ours was cut off, also its `parts`.
     """
-    images = measured.case.images
+    images, parts = measured.case.images, measured.shares
     own = measured.times[measured.ours].samples
     alternatives = {}
     for name, times in measured.times.items():
@@ -284,6 +293,7 @@ def to_dict(measured: Measured) -> dict[str, Any]:
         "unit": "seconds per call",
         "alternatives": alternatives,
         "notes": list(measured.case.notes),
+        **({"parts": [dataclasses.asdict(one) for one in parts]} if parts else {}),
     }
 
 
@@ -294,12 +304,16 @@ def table(results: Sequence[Measured]) -> str:
       results: one entry per case.
 
     Returns:
-      Several lines: a row per alternative, then what the columns mean.
+      Several lines: a row per alternative, then what the columns mean; in the same way a row per
+      part, where ours was cut off.
     """
-    rows = []
+    rows, parts = [], []
     for measured in results:
+        parts += share_rows(measured.case.name, measured.shares)
         own = measured.times[measured.ours].samples
         for name, times in measured.times.items():
+            if name in measured.case.prefixes:
+                continue
             found = spread(times.samples)
             row: dict[str, Any] = {
                 "case": measured.case.name,
@@ -317,7 +331,8 @@ def table(results: Sequence[Measured]) -> str:
             rows.append(row)
     notes = dict.fromkeys(note for measured in results for note in measured.case.notes)
     meaning = f"ms per call: median, least, most; ratio: {RATIO}"
-    return "\n".join([summary_table(rows), "", meaning, *notes])
+    divided = ["", summary_table(parts), "", MEANING] if parts else []
+    return "\n".join([summary_table(rows), "", meaning, *divided, *notes])
 
 
 def _sample(one: Alternative, calls: int, clock: Callable[[], float]) -> float:

@@ -380,7 +380,7 @@ def test_frozen_stages_are_named():
         ("regions", {"anchor_ratios": (1.0, 0.0)}, "anchor_ratios is .1.0, 0.0.; .* above 0"),
         ("regions", {"anchor_scale": 0.0}, "anchor_scale is 0.0; expected a number above 0"),
         ("dense", {"box_weight": -1.0}, "box_weight is -1.0; expected at least 0"),
-        ("dense", {"iou_threshold": 1.5}, r"iou_threshold is 1.5; expected in \[0, 1\]"),
+        ("dense", {"iou_threshold": 1.5}, r"iou_threshold is 1.5; expected it in \[0, 1\]"),
         ("dense", {"focal_alpha": 2.0}, r"focal_alpha is 2.0; expected it in \[0, 1\]"),
         ("dense", {"head_depth": -1}, "head_depth is -1; expected at least 0"),
         ("regions", {"proposals": 0}, "proposals is 0; expected at least 1"),

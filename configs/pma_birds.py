@@ -2,7 +2,8 @@
 
 PMA on drawn birds, each with ten captions, all of which are read. The images are windows of twice
 the true box, at 64 x 64 pixels: the bird fills about a quarter of them. 768 of them are learned
-from, 32 of a species, about as many as CUB has. `:vision` looks at the image alone, `:text` reads the text alone, `:plain` is the same backbone without attention.
+from, 32 of a species, about as many as CUB has. `:vision` looks at the image alone, `:text` reads
+the text alone, `:plain` is the same backbone without attention.
 `:student` learns from a bi-modal teacher and needs no text afterwards; its teacher is the file that
 `fgkd export --workdir runs/pma --output teacher.safetensors` writes, and is given with
 `--config.pretrained.teacher=teacher.safetensors`.

@@ -141,6 +141,7 @@ class ProgressiveAttention(nn.Module):
       text of one phrase thus never masks it, and phrases all alike are masked only where some were
       masked before. `MARGIN` keeps rounding out of that.
     * Ties go to the lower index, of blocks and of phrases.
+    * W2 of SAM_v starts without negative weights, see `AttentionScore`.
     * Masks are decisions, not numbers: nothing is differentiated through them.
     * All layers are linear, with biases where the paper writes a layer (the 1 x 1 convolution, the
       FC) and without where it writes a matrix (SAM, QRM). The 1 x 1 convolution is applied to the
@@ -184,8 +185,9 @@ class ProgressiveAttention(nn.Module):
         """
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         pooled, mean = feature_blocks(x, pad=self.pad_blocks)
+        score = AttentionScore(self.reduction, act=nn.relu, positive=True, name="block_score")
         look = _Look(
-            scores=AttentionScore(self.reduction, act=nn.relu, name="block_score")(pooled),
+            scores=score(pooled),
             pooled=pooled,
             mean=mean,
             local=nn.Dense(

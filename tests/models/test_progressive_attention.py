@@ -347,6 +347,20 @@ def test_bfloat16_maps_are_attended_in_float32():
     np.testing.assert_array_equal(whole, attend(PARAMS, rounded, (phrases, there))[0])
 
 
+def test_a_search_starts_where_activations_are_strong():
+    """Whatever the draw: with weights of both signs, half of the networks start elsewhere."""
+    x = np.random.default_rng(5).uniform(0.1, 0.2, (1, 6, 6, 64)).astype(np.float32)
+    x[:, 2:4, 4:6] *= 3  # block 5 of 9
+    x = jnp.asarray(x)
+
+    def first_located(seed):
+        stages = ATTENTION.init_with_output(jax.random.key(seed), x)[0][1]
+        return stages.located[0, 0]
+
+    located = jax.vmap(first_located)(jnp.arange(20))
+    np.testing.assert_array_equal(located, np.full(20, 5))
+
+
 def test_vmap_over_batches():
     x, phrases, there = make_inputs()
     stacked = jax.tree.map(lambda a: jnp.stack([a, a[::-1]]), (x, phrases, there))

@@ -304,6 +304,22 @@ class CollectingEvaluator(Evaluator, Protocol):
 
 
 @runtime_checkable
+class ByClass(Protocol):
+    """An evaluator that knows the figures of every class."""
+
+    def by_class(self, counts: PyTree) -> list[dict[str, float]]:
+        """Returns the figures of every class.
+
+        Args:
+          counts: what `finalise` takes.
+
+        Returns:
+          A row for each class, in order; what a class has no figure of is left out.
+        """
+        ...
+
+
+@runtime_checkable
 class Taught(Protocol):
     """A method with a frozen teacher, whose variables are the collection `frozen` of its own.
 

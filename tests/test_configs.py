@@ -125,6 +125,8 @@ VARIANTS = (
     "classify_birds:full",
     "faster_rcnn_voc:resnet101",
     "faster_rcnn_bccd:teacher",
+    "faster_rcnn_folder:resnet101",
+    "defeat_faster_rcnn_folder:object,resnet152",
     "retinanet_coco:resnet101",
     "defeat_faster_rcnn_voc:reference",
     "defeat_faster_rcnn_coco:resnet101",

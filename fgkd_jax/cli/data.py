@@ -15,10 +15,10 @@ corrupt, with where to get it; the exit status is 1 when something is.
   fgkd data check cub200_2011 --data_dir /data/CUB_200_2011 --captions_dir /data/text_c10
 
 data sets: procedural_birds/classification, procedural_birds/zero_shot, cub200_2011,
-cub200_2011/zero_shot, cifar10, cifar100, image_folder, xlsa17/NAME (SUN, CUB, AWA2), features (what
-fgkd features wrote), and tfds/NAME for those that TensorFlow Datasets prepares (cars196,
-i_naturalist2017, ...); with boxes procedural_birds/detection, coco_json, voc_xml and
-voc_xml/trainval.
+cub200_2011/zero_shot, cifar10, cifar100, flowers102, fgvc_aircraft, fgvc_aircraft/trainval,
+image_folder, xlsa17/NAME (SUN, CUB, AWA2), features (what fgkd features wrote), and tfds/NAME for
+those that TensorFlow Datasets prepares (cars196, i_naturalist2017, ...); with boxes
+procedural_birds/detection, coco_json, voc_xml and voc_xml/trainval.
 """
 
 
@@ -78,7 +78,7 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
 
 COMMAND = Command(
     name="data",
-    usage="build|check NAME [--data_dir FOLDER]",
+    usage="build|check NAME [--data_dir FOLDER] [--captions_dir FOLDER]",
     description=DESCRIPTION,
     define=define,
     run=run,

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+from typing import Any
 
 from absl import flags
 
 from fgkd_jax.cli.command import Command, define_run, get, require
 from fgkd_jax.errors import UserError
+from fgkd_jax.protocols import ByClass
 
 DESCRIPTION = """\
 Evaluates a run's checkpoint on every example of a split and prints the figures. The newest
@@ -15,7 +17,8 @@ checkpoint is evaluated unless --checkpoint=best asks for the one that was best 
   fgkd eval --workdir runs/birds
   fgkd eval --workdir runs/birds --split validation --checkpoint best --json
 
-Of a detector, what it found is written to WORKDIR/detections, in COCO's format of results.
+--per_class adds a table of the classes. Of a detector, what it found is written to
+WORKDIR/detections, in COCO's format of results.
 
 Several splits with "+" between them are evaluated as one. With unseen classes, --curve draws
 accuracy on seen classes over accuracy on unseen ones at all offsets, and --unseen_offset adds the
@@ -59,6 +62,7 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "examples", 8, "how many images --pictures draws", lower_bound=1, flag_values=values
     )
+    flags.DEFINE_boolean("per_class", False, "also the figures of each class", flag_values=values)
     flags.DEFINE_boolean("json", False, "print JSON instead of a table", flag_values=values)
 
 
@@ -109,14 +113,30 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
             get(values, "pictures"), restored, split, examples=get(values, "examples")
         )
         say(f"drawn: {len(drawn)} pictures in {get(values, 'pictures')}")
+    by_class = _by_class(restored, counts) if get(values, "per_class") else []
     result = {
         "split": split,
         "checkpoint": get(values, "checkpoint"),
         "step": restored.step,
         "figures": figures,
     }
-    print(json.dumps(result, indent=2) if get(values, "json") else results.results_table([result]))
+    if get(values, "json"):
+        print(json.dumps({**result, **({"classes": by_class} if by_class else {})}, indent=2))
+        return 0
+    print(results.results_table([result]))
+    if by_class:
+        print("\n" + results.figures_table(by_class))
     return 0
+
+
+def _by_class(restored: Any, counts: Any) -> list[dict[str, Any]]:
+    """The figures of each class, and its name."""
+    evaluator = restored.trainer.run.evaluator
+    if not isinstance(evaluator, ByClass):
+        raise UserError("--per_class: this run has figures of all classes together only")
+    rows = evaluator.by_class(counts)
+    names = restored.dataset.info.class_names
+    return [{"class": name, **row} for name, row in zip(names, rows, strict=True)]
 
 
 COMMAND = Command(

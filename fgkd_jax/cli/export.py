@@ -13,15 +13,20 @@ from fgkd_jax.protocols import Exportable, Method
 from fgkd_jax.typing import Variables
 
 DESCRIPTION = """\
-Writes one network of a run to a file: its backbone and the classifier it predicts by, without
-auxiliary branches, projections, matching networks, teachers, other networks and the optimiser. The
-file says what is in it (backbone, classes, image size, mean and std), and other runs start from it:
+Writes one network of a run to a file: its backbone and what it predicts by, a classifier, PMA's
+attention or a detector's pyramid and heads, without auxiliary branches, projections, matching
+networks, teachers, other networks and the optimiser. The file says what is in it (backbone,
+classes, image size, mean and std), and other runs start from it or learn from it:
 
   fgkd export --workdir runs/mcl --network 1 --output mcl.safetensors
   fgkd train --config configs/classify_folder.py --workdir runs/mine \\
     --config.pretrained.path=mcl.safetensors
 
---names torch writes the tensors as torchvision and the like name and lay them out, for
+  fgkd export --workdir runs/teacher --output teacher.safetensors
+  fgkd train --config configs/defeat_faster_rcnn_birds.py --workdir runs/defeat \
+    --config.pretrained.teacher=teacher.safetensors
+
+--names torch writes a classifier's tensors as torchvision and the like name and lay them out, for
 load_state_dict. The newest checkpoint is taken unless --checkpoint=best asks for the one that was
 best on validation.
 """

@@ -12,7 +12,7 @@ COMMANDS = {
     "train": "train a method from a config; resumes by itself",
     "eval": "evaluate a checkpoint of a run",
     "compare": "say how sure it is that one run is better than another",
-    "predict": "classify image files with a run",
+    "predict": "classify image files with a run, or find objects in them",
     "export": "write the network that ships, alone, to a file",
     "data": "build or check a data set",
     "features": "write region features of a backbone over a data set",

@@ -163,15 +163,33 @@ def results_table(results: Sequence[Mapping[str, Any]]) -> str:
     Returns:
       Several lines.
     """
-    rows = [
-        {
-            "split": entry["split"],
-            "checkpoint": f"{entry['checkpoint']} (step {entry['step']})",
-            **{name: _figure(name, value) for name, value in entry["figures"].items()},
-        }
-        for entry in results
-    ]
-    return summary_table(rows)
+    return figures_table(
+        [
+            {
+                "split": entry["split"],
+                "checkpoint": f"{entry['checkpoint']} (step {entry['step']})",
+                **entry["figures"],
+            }
+            for entry in results
+        ]
+    )
+
+
+def figures_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Lays out figures as a table, shares in per cent.
+
+    Args:
+      rows: figures, and words, by name of the column.
+
+    Returns:
+      Several lines.
+    """
+    return summary_table(
+        [
+            {name: x if isinstance(x, str) else _figure(name, x) for name, x in row.items()}
+            for row in rows
+        ]
+    )
 
 
 def _figure(name: str, value: float) -> str:

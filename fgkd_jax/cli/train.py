@@ -13,10 +13,9 @@ from fgkd_jax.errors import NonFiniteError, UserError
 DESCRIPTION = """\
 Trains a method on a data set, both named by a config. Everything the run makes goes into the
 workdir: checkpoints/, metrics.jsonl (one JSON object per line), config.json and, at the end,
-summary.json and, for a method that matches the stages of networks, pictures/, for a detector
-detections/ in COCO's format. The same command
-again continues a run that was stopped, from its newest checkpoint; a workdir that belongs to
-another config is left alone.
+summary.json; for a method that matches the stages of networks pictures/, for a detector detections/
+in COCO's format. The same command again continues a run that was stopped, from its newest
+checkpoint; a workdir that belongs to another config is left alone.
 
   fgkd train --config configs/classify_birds.py --workdir runs/birds
   fgkd train --config classify_cub50 --workdir runs/cub50 --config.data.data_dir=/data/cub50

@@ -158,6 +158,17 @@ class BlockEvaluator:
             return counts
         return _count_blocks(counts, predictions["located_box"], predictions["block_boxes"], batch)
 
+    def by_class(self, counts: BlockCounts) -> list[dict[str, float]]:
+        """Returns the figures of every class.
+
+        Args:
+          counts: after the last batch.
+
+        Returns:
+          Rows as of `ClassificationEvaluator.by_class`.
+        """
+        return self.classification.by_class(counts.classification)
+
     def finalise(self, counts: BlockCounts) -> dict[str, float]:
         """Turns the counts of a whole split into figures.
 

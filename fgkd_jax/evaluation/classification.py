@@ -164,6 +164,21 @@ class ClassificationEvaluator:
             figures[f"{name}_accuracy"] = float(right / total)
         return {**figures, "loss": float(counts.loss / total), "examples": total}
 
+    def by_class(self, counts: ClassificationCounts) -> list[dict[str, float]]:
+        """Returns the figures of every class.
+
+        Args:
+          counts: after the last batch.
+
+        Returns:
+          A row for each class, in order: `examples`, and `accuracy` in [0, 1] where there are some.
+        """
+        examples, correct = (np.asarray(x).tolist() for x in (counts.examples, counts.correct))
+        return [
+            {"examples": n, **({"accuracy": right / n} if n else {})}
+            for n, right in zip(examples, correct, strict=True)
+        ]
+
     def _per_class(self, labels: Int[Array, "b"], where: Bool[Array, "b"]) -> Int[Array, "k"]:
         zeros = jnp.zeros(self.num_classes, jnp.int32)
         return zeros.at[labels].add(where.astype(jnp.int32))

@@ -10,7 +10,13 @@ from absl import logging
 from flax import struct
 
 from fgkd_jax.errors import UserError
-from fgkd_jax.evaluation.coco import FIGURES, coco_is_installed, coco_precision, to_coco
+from fgkd_jax.evaluation.coco import (
+    FIGURES,
+    CocoPrecision,
+    coco_is_installed,
+    coco_precision,
+    to_coco,
+)
 from fgkd_jax.evaluation.detection import (
     FoundBoxes,
     TrueBoxes,
@@ -155,20 +161,46 @@ share on background |
             "examples": len(found),
         }
 
+    def by_class(self, counts: ScenePredictions) -> list[dict[str, float]]:
+        """Returns the figures of every class.
+
+        Args:
+          counts: as of `collect`.
+
+        Returns:
+          A row for each class, in order: `objects` that have to be found and, where there are some,
+          `AP` and `AP50` as COCO defines them, left out without `pycocotools`, and `voc_AP50`.
+        """
+        precisions = voc_precision(counts.found, counts.truth, num_classes=len(self.class_names))
+        coco = self._precision(counts)
+        rows = []
+        for label, one in enumerate(precisions):
+            row: dict[str, float] = {"objects": one.objects}
+            if one.objects and coco is not None:
+                # Thresholds by recalls, of objects of any size and 100 detections.
+                curve = coco.precision[:, :, label, 0, -1]
+                row |= {"AP": float(curve.mean()), "AP50": float(curve[0].mean())}
+            rows.append({**row, "voc_AP50": one.average_precision} if one.objects else row)
+        return rows
+
     def _coco(self, counts: ScenePredictions) -> dict[str, float]:
+        precision = self._precision(counts)
+        figures = {} if precision is None else precision.figures
+        return {name: value for name, value in figures.items() if value >= 0}
+
+    def _precision(self, counts: ScenePredictions) -> CocoPrecision | None:
         if not coco_is_installed():
             logging.log_first_n(
                 logging.WARNING,
                 "COCO's figures are left out: they need pip install 'fgkd-jax[detection]'",
                 1,
             )
-            return {}
+            return None
         labels = range(len(self.class_names))
-        figures = coco_precision(
+        return coco_precision(
             coco_annotations(counts, class_names=self.class_names),
             coco_detections(counts, category_ids=labels),
-        ).figures
-        return {name: value for name, value in figures.items() if value >= 0}
+        )
 
 
 def coco_annotations(

@@ -133,6 +133,17 @@ class SamplingEvaluator:
             uniform=uniform,
         )
 
+    def by_class(self, counts: SamplingCounts) -> list[dict[str, float]]:
+        """Returns the figures of every class.
+
+        Args:
+          counts: after the last batch.
+
+        Returns:
+          Rows as of `ClassificationEvaluator.by_class`.
+        """
+        return self.classification.by_class(counts.classification)
+
     def finalise(self, counts: SamplingCounts) -> dict[str, float]:
         """Turns the counts of a whole split into figures.
 

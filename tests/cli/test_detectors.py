@@ -133,8 +133,11 @@ def test_eval_agrees_and_writes_what_was_found(trained, capsys):
     before = json.loads(file.read_text())
     file.unlink()
     capsys.readouterr()
-    assert main(["eval", "--workdir", str(workdir), "--json"]) == 0
+    assert main(["eval", "--workdir", str(workdir), "--per_class", "--json"]) == 0
     got = json.loads(capsys.readouterr().out)
+    precisions = [one["voc_AP50"] for one in got["classes"] if one["objects"]]
+    assert np.mean(precisions) == pytest.approx(got["figures"]["voc_AP50"])
+    assert [one["class"] for one in got["classes"]] == ["green", "blue"]
     assert got["figures"] == pytest.approx(result["figures"], rel=1e-4, abs=1e-6)
     found = json.loads(file.read_text())
     assert len(found) == len(before) > 0

@@ -68,6 +68,17 @@ def test_eval_repeats_the_summary(trained, tmp_path, capsys):
     assert share == pytest.approx(figures["accuracy"], abs=1e-6)
 
 
+def test_eval_tells_the_figures_of_each_class(trained, capsys):
+    capsys.readouterr()
+    assert main(["eval", "--workdir", str(trained), "--per_class"]) == 0
+    first, classes = capsys.readouterr().out.split("\n\n")
+    lines = [line.split() for line in classes.splitlines()]
+    assert lines[0] == ["class", "examples", "accuracy"]
+    assert [line[:2] for line in lines[2:]] == [["blue", "6"], ["green", "6"], ["red", "6"]]
+    shares = [float(line[2].rstrip("%")) for line in lines[2:]]
+    assert f"{np.mean(shares):.1f}%" in first
+
+
 def test_predict_agrees_with_eval(trained, photographs, capsys):
     images = sorted((photographs / "test").glob("*/*.png"))
     capsys.readouterr()

@@ -63,6 +63,20 @@ def test_figures_are_the_oracle_for_any_batch_size(batch_size):
     assert figures["loss"] == pytest.approx(-log_softmax[kept, labels[kept]].mean(), rel=1e-5)
 
 
+def test_the_figures_of_a_class_are_of_its_own_examples():
+    logits = np.eye(3, dtype=np.float32)[[0, 0, 2, 1, 2]]
+    batch = {"label": jnp.array([0, 1, 2, 1, 2]), "mask": jnp.array([1, 1, 1, 1, 0], bool)}
+    evaluator = ClassificationEvaluator(4)
+    logits = jnp.pad(logits, ((0, 0), (0, 1)))
+    rows = evaluator.by_class(evaluator.update(evaluator.empty(), {"logits": logits}, batch))
+    assert rows == [
+        {"examples": 1, "accuracy": 1.0},
+        {"examples": 2, "accuracy": 0.5},
+        {"examples": 1, "accuracy": 1.0},
+        {"examples": 0},
+    ]
+
+
 def test_eight_devices_count_the_same():
     rng = np.random.default_rng(1)
     logits = rng.normal(size=(30, CLASSES)).astype(np.float32)

@@ -127,6 +127,25 @@ def test_figures_are_those_of_the_functions_whatever_the_batches(evaluator, monk
         assert set(figures) < set(evaluator.figures)
 
 
+def test_the_figures_of_classes_have_those_of_all_as_their_mean(evaluator):
+    pytest.importorskip("pycocotools", reason="needs the extra detection")
+    counts = count(evaluator, make_batches(make_images(count=9), size=4))
+    rows, figures = evaluator.by_class(counts), evaluator.finalise(counts)
+    assert len(rows) == len(NAMES)
+    assert sum(row["objects"] for row in rows) == sum((~t.ignored).sum() for t in counts.truth)
+    for name in ("AP", "AP50", "voc_AP50"):
+        values = [row[name] for row in rows]
+        assert len(set(values)) > 1
+        assert figures[name] == pytest.approx(np.mean(values))
+
+
+def test_a_class_without_objects_has_no_figures(evaluator):
+    images = [one for one in make_images() if not (one[3].labels == 1).any()]
+    rows = evaluator.by_class(count(evaluator, make_batches(images, size=4)))
+    assert rows[1] == {"objects": 0}
+    assert "voc_AP50" in rows[0]
+
+
 def test_without_the_tool_a_line_says_what_to_install(evaluator, monkeypatch, caplog):
     monkeypatch.setattr(module, "coco_is_installed", lambda: False)
     said = []

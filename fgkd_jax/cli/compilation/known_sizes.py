@@ -20,8 +20,10 @@ SIZES_OF: Mapping[str, str] = {
 OVERRIDES: Mapping[str, tuple[str, ...]] = {
     "classify_folder": ("--config.method.num_classes=7",),
     "defeat_faster_rcnn_bccd": ("--config.method.num_classes=3",),
+    "defeat_faster_rcnn_folder": ("--config.method.num_classes=3",),
     "defeat_retinanet_bccd": ("--config.method.num_classes=3",),
     "faster_rcnn_bccd": ("--config.method.num_classes=3",),
+    "faster_rcnn_folder": ("--config.method.num_classes=3",),
     "retinanet_bccd": ("--config.method.num_classes=3",),
 }
 """Numbers of classes where no published data set has one, by config."""

@@ -1,7 +1,7 @@
 """Errors that a person can act on, told in one line."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(ValueError):
@@ -33,6 +33,23 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     if close:
         return f"; did you mean '{close[0]}'?"
     return f"; expected one of {', '.join(names)}" if names else "; nothing is accepted here"
+
+
+def first_of(problems: Sequence[str]) -> str:
+    """Returns the first of some problems, and says how many more there are.
+
+    Args:
+      problems: one line each, at least one.
+
+    Returns:
+      One line.
+
+    Example:
+      >>> first_of(["a.jpg: no such file", "b.jpg: no such file"])
+      'a.jpg: no such file (and 1 more problem)'
+    """
+    more = len(problems) - 1
+    return problems[0] + (f" (and {more} more problem{'s' * (more > 1)})" if more else "")
 
 
 class NonFiniteError(RuntimeError):

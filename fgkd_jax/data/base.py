@@ -9,7 +9,7 @@ import numpy as np
 
 from fgkd_jax.data.class_descriptions import ClassDescriptions
 from fgkd_jax.data.vocabulary import Vocabulary
-from fgkd_jax.errors import UserError, nearest
+from fgkd_jax.errors import UserError, first_of, nearest
 
 Example = dict[str, Any]
 """One example before the pipeline, by key.
@@ -237,8 +237,7 @@ class Inspection:
           UserError: there is a problem; the message is the first one.
         """
         if self.problems or self.dataset is None:
-            more = len(self.problems) - 1
-            raise UserError(self.problems[0] + (f" (and {more} more problems)" if more else ""))
+            raise UserError(first_of(self.problems))
         return self.dataset
 
 

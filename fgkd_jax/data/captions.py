@@ -8,6 +8,7 @@ the name of its image.
 
 import dataclasses
 import functools
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -18,13 +19,23 @@ from fgkd_jax.data.base import Dataset, Example, Source, SplitSources, captions_
 from fgkd_jax.data.holdout import hash_ids
 from fgkd_jax.data.text import TextOptions, phrases_of
 from fgkd_jax.data.vocabulary import build_vocabulary
-from fgkd_jax.errors import UserError
+from fgkd_jax.errors import UserError, first_of
 
 FOLDER = "text_c10"
 """The folder of the class folders."""
 
-WHERE = "get the captions of CUB and Flowers from https://github.com/reedscot/cvpr2016"
-"""Where captions come from."""
+WHERE = (
+    "expected <captions_dir>/<class>/<image>.txt; get those of CUB and Flowers from "
+    "https://github.com/reedscot/cvpr2016"
+)
+"""What the folder should look like, and where captions come from."""
+
+
+NO_PHRASE = (
+    "the captions of train have no noun phrase, by {}; expected English sentences such as 'this "
+    "bird has a red crown'"
+)
+"""What is wrong with captions that say nothing."""
 
 
 def read_captions(path: str) -> tuple[str, ...]:
@@ -119,7 +130,7 @@ def inspect_captions(dataset: Dataset, captions_dir: str) -> tuple[SplitSources,
         raise UserError(f"there is no folder of captions {root}; {WHERE}")
     names = {split: _names(dataset, split, root) for split in dataset.info.splits}
     files = _CaptionFiles(root, [name for some in names.values() for name in some])
-    problems: list[str] = []
+    missing: list[tuple[int, str]] = []
     sources: dict[str, Source] = {}
     classes: dict[int, list[bool]] = {}
     for split, some in names.items():
@@ -130,8 +141,13 @@ def inspect_captions(dataset: Dataset, captions_dir: str) -> tuple[SplitSources,
         for name, file, label in zip(some, found, labels.tolist(), strict=True):
             classes.setdefault(label, []).append(bool(file))
             if not file:
-                problems.append(f"image {name}: has no captions in {root}")
-    problems = [*_without_captions(dataset, classes, root), *problems, *files.problems]
+                missing.append((label, f"image {name}: has no captions in {root}"))
+    if not files.count:
+        problems = [f"captions {root}: there are none; {WHERE}"]
+    else:
+        problems = list(_without_captions(dataset, classes, root))
+        problems += [line for label, line in missing if label < 0 or any(classes[label])]
+    problems += files.problems
     problems += [line for source in sources.values() for line in _unreadable(source)]
     return SplitSources(dataset.info, sources), tuple(problems)
 
@@ -156,11 +172,13 @@ class _CaptionFiles:
 
     def __init__(self, root: Path, images: Iterable[str]):
         self.problems: list[str] = []
+        self.count = 0
         self._owners: dict[str, str] = {}
         self._by_place: dict[tuple[str, str], str] = {}
         self._by_stem: dict[str, str] = {}
         places = {_place(image) for image in images}
         for path in sorted(root.glob("*/*.txt")):
+            self.count += 1
             place = _place(str(path))
             self._by_place[place] = str(path)
             if place not in places:
@@ -203,14 +221,15 @@ def with_text(dataset: Dataset, options: TextOptions) -> Dataset:
     if options.captions_dir:
         dataset, problems = inspect_captions(dataset, options.captions_dir)
         if problems:
-            more = f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""
-            raise UserError(problems[0] + more)
+            raise UserError(first_of(problems))
     sources = {split: dataset.source(split) for split in dataset.info.splits}
     vocabulary = dataset.info.vocabulary
     if vocabulary is None:
-        vocabulary = build_vocabulary(
-            _all_phrases(sources["train"], options), min_count=options.min_count
-        )
+        phrases = _all_phrases(sources["train"], options)
+        one = next(phrases, None)
+        if one is None:
+            raise UserError(NO_PHRASE.format(f"data.text.chunker {options.chunker!r}"))
+        vocabulary = build_vocabulary(itertools.chain([one], phrases), min_count=options.min_count)
     return SplitSources(dataclasses.replace(dataset.info, vocabulary=vocabulary), sources)
 
 

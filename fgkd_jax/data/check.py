@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from fgkd_jax.data.base import CorruptImageError, Dataset, Inspection, Source
 from fgkd_jax.data.boxes import size_disagreement
-from fgkd_jax.data.captions import inspect_captions, read_captions
+from fgkd_jax.data.captions import NO_PHRASE, inspect_captions, read_captions
 from fgkd_jax.data.files import MISSING
 from fgkd_jax.data.images import configure_opencv, decode
 from fgkd_jax.data.report import Report
@@ -100,16 +100,23 @@ def check_captions(report: Report, dataset: Dataset, captions_dir: str) -> None:
         return
     report.problems += problems
     counts: list[int] = []
+    found: list[int] = []
     phrases: list[tuple[str, ...]] = []
     for split in told.info.splits:
         for captions in _readable(told.source(split)):
             counts.append(len(captions))
-            if split == "train":
-                phrases += phrases_of(captions, unique=False)
+            some = phrases_of(captions, unique=False)
+            found.append(len(set(some)))
+            phrases += some if split == "train" else []
     report.add("images with captions", len(counts))
-    if counts:
-        report.add("captions of an image", _range(min(counts), max(counts)))
-        report.add("words of training", len(build_vocabulary(phrases).words))
+    if not counts:
+        return
+    report.add("captions of an image", _range(min(counts), max(counts)))
+    report.add("phrases of an image", _range(min(found), max(found)))
+    report.add("images without a phrase", found.count(0))
+    report.add("words of training", len(build_vocabulary(phrases).words))
+    if not phrases:
+        report.problems.append(NO_PHRASE.format("data.text.chunker 'rules'"))
 
 
 def _readable(source: Source) -> Iterator[tuple[str, ...]]:

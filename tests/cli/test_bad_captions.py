@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from fgkd_jax.cli.main import main
+from fgkd_jax.data.captions import WHERE
 
 CLASSES = ("heron", "wren")
 CONFIG = """
@@ -104,21 +105,41 @@ def test_a_class_without_captions_is_named_before_its_images(captioned, capsys):
     lines, status = check(captioned, capsys)
     assert status == 1
     problems = [line for line in lines if line.startswith("  - ")]
-    assert len(problems) == 5
-    assert problems[0].startswith(
-        f"  - class 'wren': none of its 4 images has captions in {captioned}; get the captions of"
-    )
-    assert all("has no captions in " in line for line in problems[1:])
+    assert problems == [
+        f"  - class 'wren': none of its 4 images has captions in {captioned}; {WHERE}"
+    ]
     line = refused(captioned, capsys)
-    assert "class 'wren': none of its 4 images has captions in " in line
-    assert line.endswith("(and 4 more problems)")
+    assert line.endswith(f"class 'wren': none of its 4 images has captions in {captioned}; {WHERE}")
+
+
+def test_captions_in_another_layout_are_one_problem(captioned, capsys):
+    (captioned / "train").mkdir()
+    for folder in CLASSES:
+        (captioned / folder).rename(captioned / "train" / folder)
+    lines, status = check(captioned, capsys)
+    assert status == 1
+    problems = [line for line in lines if line.startswith("  - ")]
+    assert problems == [f"  - captions {captioned}: there are none; {WHERE}"]
+    assert problems[0][4:] in refused(captioned, capsys)
+
+
+def test_captions_without_a_phrase_are_told(captioned, capsys):
+    for file in captioned.glob("*/*.txt"):
+        file.write_text("and the of\n")
+    lines, status = check(captioned, capsys)
+    assert status == 1
+    told = "the captions of train have no noun phrase, by data.text.chunker 'rules'; expected"
+    assert lines[-1].startswith(f"  - {told} English sentences such as")
+    count = sum(1 for _ in captioned.glob("*/*.txt"))
+    assert any(line.split() == ["images", "without", "a", "phrase", str(count)] for line in lines)
+    assert told in refused(captioned, capsys)
 
 
 def test_a_missing_folder_is_one_line(captioned, capsys):
     lines, status = check(captioned, capsys, captions_dir=captioned.parent / "nowhere")
     assert status == 1
     assert "there is no folder of captions " in lines[-1]
-    assert "nowhere; get the captions of CUB and Flowers from" in lines[-1]
+    assert "nowhere; expected <captions_dir>/<class>/<image>.txt" in lines[-1]
 
 
 def test_captions_of_a_data_set_that_cannot_be_opened_are_not_read(captioned, capsys):

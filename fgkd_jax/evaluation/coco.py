@@ -26,11 +26,13 @@ class CocoPrecision(NamedTuple):
       figures: the twelve by name, as in `FIGURES`, in [0, 1].
       precision: `[thresholds, recalls, categories, areas, limits]`.
       recall: `[thresholds, categories, areas, limits]`.
+      scores: of the detections at which the precision is reached, shaped as `precision`.
     """
 
     figures: dict[str, float]
     precision: np.ndarray
     recall: np.ndarray
+    scores: np.ndarray
 
 
 def coco_is_installed() -> bool:
@@ -80,7 +82,7 @@ def coco_precision(
         tool.accumulate()
         tool.summarize()
     figures = {name: float(value) for name, value in zip(FIGURES, tool.stats, strict=True)}
-    return CocoPrecision(figures, tool.eval["precision"], tool.eval["recall"])
+    return CocoPrecision(figures, tool.eval["precision"], tool.eval["recall"], tool.eval["scores"])
 
 
 def to_coco(

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 
 from fgkd_jax.errors import UserError
+from fgkd_jax.ops.division import nearest_rows
 from fgkd_jax.typing import Array, Float
 
 _xavier = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
@@ -82,7 +82,7 @@ class FeaturePyramid(nn.Module):
 
 
 def enlarge(x: Float[Array, "b h w c"], *, size: tuple[int, ...]) -> Float[Array, "b oh ow c"]:
-    """Enlarges maps by nearest neighbour; row i reads row floor(i h / oh).
+    """Enlarges maps by nearest neighbour; row i reads row floor(i h / oh), h / oh in float32.
 
     Args:
       x: `[b h w c]`.
@@ -95,5 +95,5 @@ def enlarge(x: Float[Array, "b h w c"], *, size: tuple[int, ...]) -> Float[Array
         if new == 2 * old:
             x = jnp.repeat(x, 2, axis=axis)
         else:
-            x = jnp.take(x, np.arange(new) * old // new, axis=axis)
+            x = jnp.take(x, nearest_rows(old, new), axis=axis)
     return x

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fgkd_jax.errors import UserError
+from fgkd_jax.ops.division import ceil_divide
 from fgkd_jax.typing import Array, Bool, Float, Num
 
 
@@ -114,7 +115,7 @@ def valid_anchors(
     _check_grid(stride, size)
     if per_cell < 1:
         raise UserError(f"per_cell is {per_cell}; expected at least 1")
-    cells = jnp.ceil(image_size / stride)[..., None]
+    cells = ceil_divide(image_size, stride)[..., None]
     row, column = (
         _lead(jnp.arange(extent), image_size.ndim) < cells[..., axis, :]
         for axis, extent in enumerate(size)

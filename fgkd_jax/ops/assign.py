@@ -44,7 +44,8 @@ class Assignment(NamedTuple):
       positive: bool `[p]`, boxes that answer for an object.
       negative: bool `[p]`, boxes that answer for the background; the others are ignored.
       gt: int32 `[p]`, the object of a positive box, elsewhere 0.
-      iou: `[p]`, largest overlap with any object, 0 if there is none.
+      iou: `[p]`, largest overlap with any object, 0 if there is none; NaN of a box without an
+        area and such an object, by which the box is neither positive nor negative.
     """
 
     positive: Bool[Array, "p"]
@@ -121,10 +122,10 @@ def assign_boxes(
             "expected 0 <= negative <= positive <= 1 and min_positive in [0, 1]"
         )
     taking_part = jnp.ones(len(boxes), bool) if box_valid is None else box_valid
-    if gt_boxes.shape[0] == 0:
+    if not len(boxes) or not len(gt_boxes):
         zeros = jnp.zeros(len(boxes), jnp.int32)
         return Assignment(zeros > 0, taking_part, zeros, jnp.zeros(len(boxes), boxes.dtype))
-    overlaps = jnp.where(gt_valid[None], box_iou(boxes, gt_boxes), -1.0)
+    overlaps = jnp.where(gt_valid[None], box_iou(boxes, gt_boxes, undefined=jnp.nan), -1.0)
     overlaps = jnp.where(taking_part[:, None], overlaps, -1.0)
     largest = jnp.max(overlaps, axis=1)
     gt = jnp.argmax(overlaps, axis=1).astype(jnp.int32)

@@ -2,10 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from fgkd_jax.errors import UserError
 from fgkd_jax.ops.boxes import box_iou
+from fgkd_jax.ops.division import nearest_rows, truncate_divide
 from fgkd_jax.typing import Array, Bool, Float
 
 
@@ -50,7 +50,7 @@ def box_mask(
              [0, 0, 0]], dtype=int32)
     """
     _check(boxes, valid, stride, size)
-    cells = jnp.trunc(boxes.astype(jnp.float32) / stride).astype(jnp.int32)
+    cells = truncate_divide(boxes, stride).astype(jnp.int32)
     first = jnp.maximum(cells[..., :2], 0)
     last = cells[..., 2:]
     thin = first == last
@@ -229,7 +229,7 @@ def gaussian_mask(
 def resize_mask(mask: Bool[Array, "*b h w"], *, size: tuple[int, int]) -> Bool[Array, "*b oh ow"]:
     """Takes a mask to a map of another size by nearest neighbour.
 
-    Output row i reads row floor(i h / oh), and columns likewise.
+    Output row i reads row floor(i h / oh), and columns likewise, h / oh in float32.
 
     Args:
       mask: `[*b h w]`.
@@ -251,10 +251,7 @@ def resize_mask(mask: Bool[Array, "*b h w"], *, size: tuple[int, int]) -> Bool[A
     """
     if mask.ndim < 2 or 0 in mask.shape[-2:] or min(size) < 1:
         raise UserError(f"mask of shape {mask.shape} to {size}; expected [*b, h, w], none empty")
-    rows, columns = (
-        np.minimum(np.arange(new) * old // new, old - 1)
-        for new, old in zip(size, mask.shape[-2:], strict=True)
-    )
+    rows, columns = (nearest_rows(old, new) for new, old in zip(size, mask.shape[-2:], strict=True))
     return mask[..., rows, :][..., columns]
 
 

@@ -182,7 +182,9 @@ def clip_boxes(
         )
     height, width = image_size[..., :1], image_size[..., 1:]
     border = jnp.concatenate([width, height, width, height], axis=-1).astype(boxes.dtype)
-    return jnp.minimum(jnp.maximum(boxes, 0), border)
+    clipped = jnp.minimum(jnp.maximum(boxes, 0), border)
+    # On the border the gradient passes, whole.
+    return jnp.where((boxes >= 0) & (boxes <= border), boxes, lax.stop_gradient(clipped))
 
 
 def encode_boxes(

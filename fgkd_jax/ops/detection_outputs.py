@@ -231,10 +231,16 @@ def _boxes(anchors: Array, deltas: Array, image_size: Array) -> Array:
 
 
 def _best_of_levels(scores: Array, level_sizes: tuple[int, ...], limit: int) -> tuple[Array, Array]:
-    """Indices of the best of every level, and the level of each."""
+    """Indices of the best of every level, and the level of each.
+
+    A level that has no more than the limit keeps its order, which decides between equal scores.
+    """
     start, chosen, levels = 0, [], []
     for level, size in enumerate(level_sizes):
-        _, best = lax.top_k(scores[start : start + size], min(limit, size))
+        if size > limit:
+            best = lax.top_k(scores[start : start + size], limit)[1]
+        else:
+            best = jnp.arange(size, dtype=jnp.int32)
         chosen.append(best + start)
         levels.append(jnp.full(best.shape, level, jnp.int32))
         start += size

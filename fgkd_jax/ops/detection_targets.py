@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from fgkd_jax.errors import UserError
 from fgkd_jax.ops.assign import (
     RCNN_RULE,
+    Assignment,
     MatchRule,
     assign_boxes,
     sample_boxes,
@@ -165,10 +166,15 @@ def roi_targets(
             "and [p]"
         )
     boxes = jax.lax.stop_gradient(proposals)
+    found = assign_boxes(boxes, gt_boxes, gt_valid=gt_valid, box_valid=valid, **rule._asdict())
     if with_objects:
         boxes = jnp.concatenate([gt_boxes.astype(boxes.dtype), boxes])
-        valid = jnp.concatenate([gt_valid, valid])
-    found = assign_boxes(boxes, gt_boxes, gt_valid=gt_valid, box_valid=valid, **rule._asdict())
+        found = _with_objects(found, gt_valid)
+    if not len(boxes):
+        none = jnp.zeros(size, bool)
+        background = jnp.full(size, num_classes, jnp.int32)
+        nowhere = jnp.zeros((size, 4), boxes.dtype)
+        return RoiTargets(nowhere, none, none, background, nowhere)
     sample = sample_boxes(
         key, found.positive, found.negative, size=size, positive_share=positive_share
     )
@@ -184,6 +190,17 @@ def roi_targets(
     )
     chosen = jnp.where(sample.valid[:, None], chosen, 0.0)
     return RoiTargets(chosen, sample.positive, sample.valid, labels, deltas)
+
+
+def _with_objects(found: Assignment, gt_valid: Array) -> Assignment:
+    """Puts the objects before the boxes. Each answers for itself, whatever it overlaps besides."""
+    own = Assignment(
+        positive=gt_valid,
+        negative=jnp.zeros_like(gt_valid),
+        gt=jnp.where(gt_valid, jnp.arange(len(gt_valid), dtype=jnp.int32), 0),
+        iou=gt_valid.astype(found.iou.dtype),
+    )
+    return Assignment(*(jnp.concatenate(pair) for pair in zip(own, found, strict=True)))
 
 
 def _of_objects(

@@ -65,15 +65,15 @@ def axis_weights(
       extent: cells of the whole map.
 
     Returns:
-      `[size h]`, float32.
+      `[size h]`, in the dtype of the region.
 
     Source:
       He et al., "Mask R-CNN", ICCV 2017, section 3, with the border of the released operators.
     """
     part = step / jnp.maximum(samples, 1.0)
-    edge = start + jnp.arange(size, dtype=jnp.float32).reshape(-1, 1, 1) * step
+    edge = start + jnp.arange(size, dtype=start.dtype).reshape(-1, 1, 1) * step
     cell = cells.reshape(1, -1, 1)
-    k = jnp.arange(ratio or REACH, dtype=jnp.float32).reshape(1, 1, -1)
+    k = jnp.arange(ratio or REACH, dtype=start.dtype).reshape(1, 1, -1)
     if not ratio:
         # The first sample that can be nearer than 1. One spare on each side covers rounding.
         nearest = jnp.ceil((cell - 1.0 - edge) / jnp.where(part > 0, part, 1.0) - 0.5)
@@ -181,7 +181,7 @@ def _whole_weights(
             region.start[axis],
             region.bin[axis],
             region.samples[axis],
-            jnp.arange(extent[axis], dtype=jnp.float32),
+            jnp.arange(extent[axis], dtype=region.start.dtype),
             size=size,
             ratio=ratio,
             extent=extent[axis],
@@ -219,7 +219,7 @@ def align_by_windows(
 
         def one(level: Array, place: Array, region: Regions, out: Array) -> Array:
             def add(window: _Window, total: Array) -> Array:
-                corner = place // count, *window.corner, 0
+                corner = place // count, *window.corner, jnp.int32(0)
                 patch = lax.dynamic_slice(level, corner, (1, *window.size, channels))[0]
                 patch = patch.astype(wide).reshape(window.size[0], -1)
                 rows = jnp.dot(window.weights[0], patch, precision="highest")
@@ -269,7 +269,7 @@ def transpose_by_windows(
             cotangent = lax.dynamic_index_in_dim(flat, place, keepdims=False)
 
             def add(window: _Window, level: Array) -> Array:
-                corner = place // count, *window.corner, 0
+                corner = place // count, *window.corner, jnp.int32(0)
                 rows = jnp.einsum("jw,ijc->iwc", window.weights[1], cotangent, precision="highest")
                 patch = jnp.dot(window.weights[0].T, rows.reshape(size, -1), precision="highest")
                 before = lax.dynamic_slice(level, corner, (1, *window.size, channels))
@@ -296,7 +296,7 @@ class _Window(NamedTuple):
 def _by_level(regions: Regions, num_levels: int) -> list[Callable]:
     """For every level, a loop over its boxes: `visit(one, state)`, `one(place, region, state)`."""
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), regions)
-    order = jnp.argsort(flat.level, stable=True)
+    order = jnp.argsort(flat.level, stable=True).astype(jnp.int32)
     ends = jnp.sum(flat.level[None] <= jnp.arange(num_levels)[:, None], axis=1, dtype=jnp.int32)
 
     def visit(index: int, one: Callable, state: Array) -> Array:
@@ -325,7 +325,7 @@ def _over_windows(
     shape = min(ROWS, extent[0]), min(COLUMNS, extent[1])
     one_end = region.start, region.start + size * region.bin
     low, high = jnp.minimum(*one_end), jnp.maximum(*one_end)
-    limit = jnp.array(extent, jnp.float32) - 1.0
+    limit = jnp.array(extent, low.dtype) - 1.0
     # One cell on each side: samples inside the region reach no further.
     first = jnp.clip(jnp.floor(low), 0.0, limit).astype(jnp.int32)
     last = jnp.clip(jnp.floor(high) + 1.0, 0.0, limit).astype(jnp.int32)
@@ -343,7 +343,7 @@ def _over_windows(
                 region.start[axis],
                 region.bin[axis],
                 region.samples[axis],
-                cells.astype(jnp.float32),
+                cells.astype(region.start.dtype),
                 size=size,
                 ratio=ratio,
                 extent=extent[axis],

@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 
 from fgkd_jax.errors import UserError
+from fgkd_jax.ops.division import ceil_divide
 from fgkd_jax.ops.region_lowerings import (
     Regions,
     align_by_products,
@@ -129,8 +130,13 @@ def pyramid_roi_align(
       Array([1., 0.], dtype=float32)
     """
     _check(features, boxes, levels, strides, options)
-    region = partial(_region, strides=jnp.asarray(strides, jnp.float32), options=options)
-    regions = jax.vmap(jax.vmap(region))(boxes, jnp.clip(levels, 0, len(strides) - 1))
+    if not levels.size:
+        shape = (*levels.shape, options.size, options.size, features[0].shape[-1])
+        return jnp.zeros(shape, features[0].dtype)
+    wide = jnp.promote_types(features[0].dtype, jnp.float32)
+    region = partial(_region, strides=jnp.asarray(strides, wide), options=options)
+    levels = jnp.clip(levels, 0, len(strides) - 1).astype(jnp.int32)
+    regions = jax.vmap(jax.vmap(region))(boxes.astype(wide), levels)
     return _align(options.size, options.sampling_ratio, regions, tuple(features))
 
 
@@ -187,7 +193,7 @@ def pyramid_levels(
 def _region(box: Array, level: Array, *, strides: Array, options: RoiOptions) -> Regions:
     """Start and extent of a box in cells of its level, and the number of samples per bin."""
     scale = 1.0 / strides[level]
-    box = lax.stop_gradient(box).astype(jnp.float32)
+    box = lax.stop_gradient(box)
     first = box[:2] * scale - (0.5 if options.aligned else 0.0)
     last = (box[2:] + float(options.inclusive)) * scale - (0.5 if options.aligned else 0.0)
     extent = last - first
@@ -195,7 +201,8 @@ def _region(box: Array, level: Array, *, strides: Array, options: RoiOptions) ->
         extent = jnp.maximum(extent, 1.0)
     bins = extent / options.size
     ratio = options.sampling_ratio
-    samples = jnp.full(2, ratio, jnp.float32) if ratio else jnp.maximum(jnp.ceil(bins), 0.0)
+    adaptive = jnp.maximum(ceil_divide(extent, options.size), 0.0)
+    samples = jnp.full(2, ratio, extent.dtype) if ratio else adaptive
     order = jnp.array([1, 0])  # rows before columns
     return Regions(level, first[order], bins[order], samples[order])
 

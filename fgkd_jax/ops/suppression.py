@@ -198,6 +198,14 @@ def multiclass_nms(
             f"boxes have the shape {boxes.shape} and scores {scores.shape}; expected [p, k, 4] or "
             "[p, 1, 4] and [p, k], and valid [p]"
         )
+    if not scores.size:
+        none = jnp.zeros(max_outputs, bool)
+        return Detections(
+            boxes=jnp.zeros((max_outputs, 4), boxes.dtype),
+            scores=none.astype(scores.dtype),
+            labels=none.astype(jnp.int32),
+            valid=none,
+        )
     candidates = scores > score_threshold
     if valid is not None:
         candidates = candidates & valid[:, None]

@@ -355,3 +355,49 @@ def test_images_without_objects_have_targets_and_finite_losses():
         assert sampled.valid.all()
         assert not sampled.positive.any()
         np.testing.assert_array_equal(sampled.labels, 2)
+
+
+def test_an_object_that_is_its_own_proposal_answers_for_itself():
+    """Also where another has the same box, or its own has no area."""
+    box, empty = [0.0, 0.0, 10.0, 10.0], [20.0, 20.0, 20.0, 30.0]
+    gt, labels = jnp.array([box, box, empty, box]), jnp.array([1, 2, 0, 1])
+    valid = jnp.array([True, True, True, False])
+    make = partial(
+        roi_targets, gt_valid=valid, num_classes=3, size=8, positive_share=1.0, with_objects=True
+    )
+    found = make(jax.random.key(0), gt[:1] + 50.0, jnp.array([True]), gt, labels)
+    assert found.labels.tolist() == [1, 2, 0, 3, 3, 3, 3, 3]
+    assert found.positive.tolist() == [True] * 3 + [False] * 5
+    assert found.valid.tolist() == [True] * 4 + [False] * 4
+    np.testing.assert_array_equal(found.deltas[:3], 0.0)
+
+
+@pytest.mark.parametrize("objects", [0, 2])
+@pytest.mark.parametrize("with_objects", [True, False])
+def test_no_proposals_leave_the_objects_alone(objects, with_objects):
+    gt = jnp.tile(jnp.array([[0.0, 0.0, 4.0, 4.0]]), (objects, 1))
+    found = roi_targets(
+        jax.random.key(0),
+        jnp.zeros((0, 4)),
+        jnp.zeros(0, bool),
+        gt,
+        jnp.arange(objects),
+        gt_valid=jnp.ones(objects, bool),
+        num_classes=2,
+        size=3,
+        positive_share=1.0,
+        with_objects=with_objects,
+    )
+    assert int(found.positive.sum()) == int(found.valid.sum()) == objects * with_objects
+    assert found.labels[objects * with_objects :].tolist() == [2] * (3 - objects * with_objects)
+
+
+def test_a_level_with_few_anchors_keeps_their_order():
+    """It decides between equal scores: the first of them stays, wherever another class is best."""
+    anchors = jnp.array([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0]])
+    logits = jnp.array([[0.0, -3.0], [0.0, 3.0]])
+    found = dense_detections(
+        logits, jnp.zeros((2, 4)), anchors, jnp.array([20, 20]), level_sizes=(2,), max_outputs=2
+    )
+    of_class = {int(n): box.tolist() for n, box in zip(found.labels, found.boxes, strict=True)}
+    assert of_class == {0: anchors[0].tolist(), 1: anchors[1].tolist()}

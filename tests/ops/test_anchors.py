@@ -1,5 +1,6 @@
 """Anchors in the order and the places of the reference, and which of them are on the image."""
 
+import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
@@ -48,6 +49,17 @@ def test_every_image_has_its_own_valid_cells():
     expected = np.zeros((1, 2, 3, 3), bool)
     expected[0, 0, :2], expected[0, 1, :, :1] = True, True
     np.testing.assert_array_equal(valid, np.stack([expected] * 2, axis=-1))
+
+
+@pytest.mark.parametrize("stride", [7, 14, 41])
+def test_cells_are_counted_exactly_at_any_stride(stride):
+    @jax.jit
+    def count(size):
+        return valid_anchors(size, stride=stride, size=(9, 1), per_cell=1).sum()
+
+    for cells in range(1, 9):
+        assert count(jnp.array([cells * stride, 1])) == cells
+        assert count(jnp.array([cells * stride + 1, 1])) == cells + 1
 
 
 def test_inside_by_hand():

@@ -98,6 +98,25 @@ def test_an_object_of_no_area_is_found_by_nobody():
     assert found.negative.all()
 
 
+@pytest.mark.parametrize(("name", "expected"), [("rpn", -1), ("retina", -1), ("rcnn", -1)])
+def test_two_without_an_area_are_neither_alike_nor_apart(name, expected):
+    """Their overlap is 0 / 0: the box is ignored, and the object is nobody's."""
+    boxes = [[0.0, 0.0, 10.0, 10.0], [5.0, 5.0, 5.0, 5.0], [50.0, 50.0, 60.0, 60.0]]
+    boxes = jnp.array([*boxes, [0.0, 0.0, 8.0, 10.0]])
+    gt = jnp.array([[0.0, 0.0, 10.0, 10.0], [5.0, 5.0, 5.0, 5.0], [5.0, 5.0, 5.0, 5.0]])
+    found = assign_boxes(boxes, gt, gt_valid=jnp.array([True, True, False]), **RULES[name])
+    assert as_reference(found).tolist() == [1, expected, 0, 1]
+    assert np.isnan(found.iou).tolist() == [False, True, False, False]
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_no_boxes_are_assigned_to_nothing(name):
+    found = assign_boxes(
+        jnp.zeros((0, 4)), make()[1], gt_valid=jnp.ones(len(make()[1]), bool), **RULES[name]
+    )
+    assert [len(x) for x in found] == [0] * 4
+
+
 def test_many_images_at_once():
     one, other = make(seed=5), make(seed=6)
     boxes, gt = (jnp.stack(pair) for pair in zip(one, other, strict=True))

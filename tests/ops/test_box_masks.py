@@ -134,6 +134,13 @@ def test_resizing_takes_the_nearest():
         np.testing.assert_array_equal(found, theirs[0].numpy() > 0)
 
 
+def test_corners_are_cut_exactly_at_any_stride():
+    mask = jax.jit(lambda x: box_mask(x, jnp.array([True]), stride=41, size=(1, 12)))
+    for first in range(10):
+        box = jnp.array([[41.0 * first, 0.0, 41.0 * (first + 2), 41.0]])
+        assert np.flatnonzero(mask(box)[0]).tolist() == [first, first + 1]
+
+
 def test_mistakes_are_told():
     boxes, valid = jnp.zeros((2, 4)), jnp.ones(2, bool)
     jaxtyping.config.update("jaxtyping_disable", True)

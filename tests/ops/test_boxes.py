@@ -174,6 +174,14 @@ def test_clipping_takes_a_size_for_each_image():
     np.testing.assert_array_equal(found[:, 0], [[0, 0, 20, 10], [0, 0, 5, 50]])
 
 
+def test_on_the_border_the_whole_gradient_passes():
+    """Neither half of it, as of a minimum or maximum of equal numbers, nor none."""
+    size = jnp.array([[150, 200]])
+    boxes = jnp.array([[0.0, 0.0, 200.0, 150.0], [-1.0, 3.0, 201.0, 9.0]])
+    grad = jax.grad(lambda x: jnp.sum(clip_boxes(x, size) * jnp.arange(1.0, 5.0)[None]))(boxes)
+    assert grad.tolist() == [[1.0, 2.0, 3.0, 4.0], [0.0, 2.0, 0.0, 4.0]]
+
+
 def test_mistakes_are_told():
     boxes = jnp.zeros((2, 4))
     jaxtyping.config.update("jaxtyping_disable", True)  # told by us, as users call it

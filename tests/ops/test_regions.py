@@ -103,6 +103,42 @@ def test_it_follows_the_definition(lowering, convention, ratio):
         np.testing.assert_allclose(found[b, p], expected, atol=2e-5)
 
 
+@pytest.mark.parametrize("size", [7, 14])
+def test_a_whole_number_of_cells_in_each_bin_takes_as_many_samples(lowering, size):
+    """21 cells by 7 bins are 3 samples, not 4, although 21 times the reciprocal of 7 is above 3."""
+    features = jnp.asarray(np.random.default_rng(0).normal(size=(1, 110, 110, 1)), jnp.float32)
+    for cells in (21, 42, 49, 77, 84, 98):
+        boxes = jnp.array([[[4.0, 4.0, 4.0 + cells, 4.0 + cells]]])
+        options = RoiOptions(size=size)
+        run = jax.jit(partial(roi_align, stride=1.0, options=options))
+        expected = align_by_hand(np.asarray(features[0]), boxes[0, 0], 1.0, options)
+        np.testing.assert_allclose(run(features, boxes)[0, 0], expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("ratio", [0, 2])
+def test_double_precision_is_double(lowering, ratio):
+    with jax.enable_x64(True):
+        features, boxes = (jnp.asarray(np.asarray(x), jnp.float64) for x in make())
+        options = RoiOptions(size=3, sampling_ratio=ratio)
+        found, pull = jax.vjp(lambda x: roi_align(x, boxes, stride=3.0, options=options), features)
+        assert found.dtype == jnp.float64
+        for b, p in np.ndindex(boxes.shape[:2]):
+            expected = align_by_hand(np.asarray(features[b]), boxes[b, p], 3.0, options)
+            np.testing.assert_allclose(found[b, p], expected, atol=1e-12)
+        [grad] = pull(found)
+        assert float(jnp.vdot(grad, features)) == pytest.approx(float(jnp.vdot(found, found)))
+        narrow = roi_align(features.astype(jnp.float32), boxes, stride=3.0, options=options)
+        assert narrow.dtype == jnp.float32
+        np.testing.assert_allclose(narrow, found, atol=2e-5)
+
+
+def test_no_boxes_give_no_features():
+    features, boxes = make()
+    found, pull = jax.vjp(lambda x: roi_align(x, boxes[:, :0], stride=4.0), features)
+    assert found.shape == (2, 0, 7, 7, 2)
+    np.testing.assert_array_equal(pull(found)[0], jnp.zeros_like(features))
+
+
 def by_image(rois):
     """The rows of each of two images, and the boxes of both padded to one number."""
     rows = [np.flatnonzero(rois[:, 0] == b) for b in (0, 1)]

@@ -189,6 +189,19 @@ def test_one_box_for_all_classes():
     np.testing.assert_array_equal(one.boxes[one.valid], flat[expected])
 
 
+@pytest.mark.parametrize("shape", [(0, 3), (4, 0)])
+def test_no_boxes_or_no_classes_give_no_detections(shape):
+    found = multiclass_nms(
+        jnp.zeros((shape[0], 1, 4)),
+        jnp.zeros(shape),
+        iou_threshold=0.5,
+        score_threshold=0.05,
+        max_outputs=2,
+    )
+    assert [x.shape for x in found] == [(2, 4), (2,), (2,), (2,)]
+    assert not found.valid.any()
+
+
 def test_mistakes_are_told():
     boxes, scores = jnp.zeros((3, 4)), jnp.zeros(3)
     fine = {"iou_threshold": 0.5, "max_outputs": 3}

@@ -219,7 +219,7 @@ def make_dataset(
     class_names: tuple[str, ...],
     category_ids: tuple[int, ...],
     tables: Mapping[str, BoxTable],
-    split_files: Mapping[str, str],
+    split_files: Mapping[str, str] | None = None,
 ) -> DetectionDataset:
     """Puts splits together to a data set.
 
@@ -228,7 +228,7 @@ def make_dataset(
       class_names: by class index.
       category_ids: likewise.
       tables: the images by split.
-      split_files: what each split that there may be is read from.
+      split_files: what each split that there may be is read from; None where that is not known.
 
     Returns:
       The data set; its fingerprint covers file names, boxes, classes and ids.
@@ -251,7 +251,7 @@ def make_dataset(
         ),
     )
     counts = {split: table.counts for split, table in tables.items()}
-    return DetectionDataset(info, sources, category_ids, counts, split_files)
+    return DetectionDataset(info, sources, category_ids, counts, split_files or {})
 
 
 def box_notes(tables: Mapping[str, BoxTable]) -> tuple[tuple[str, str], ...]:
@@ -277,7 +277,7 @@ def box_notes(tables: Mapping[str, BoxTable]) -> tuple[tuple[str, str], ...]:
             rows.append(
                 (f"{split} boxes left out", f"{counts.dropped}, first {table.first_dropped}")
             )
-        if (most := most_boxes(table.source())) is not None:
+        if (most := most_boxes(table.source())) is not None and most.count:
             rows.append((f"{split} boxes of an image", f"at most {most.count}, in {most.name}"))
     return tuple(rows)
 

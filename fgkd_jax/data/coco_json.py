@@ -126,7 +126,7 @@ def _without_annotations(root: Path) -> str:
     named = f"{', '.join(before)} and {last}" if before else last
     return (
         f"{root}: has {named}; expected instances_train*.json and instances_val*.json, there or in "
-        f"annotations; {WHERE}"
+        "annotations"
     )
 
 

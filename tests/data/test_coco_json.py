@@ -167,6 +167,9 @@ def test_training_images_without_a_box(coco_dir):
     assert problems(coco_dir) == (f"{path}: train has no boxes; expected at least one",)
     edit(coco_dir, "val2017", lambda c: c["annotations"].clear())
     assert len(problems(coco_dir)) == 1
+    rows = dict(coco_json.inspect(str(coco_dir)).notes)
+    assert "validation boxes" in rows
+    assert "validation boxes of an image" not in rows
 
 
 def test_whole_numbers_may_be_written_as_floats(coco_dir):
@@ -200,10 +203,17 @@ def test_annotations_under_other_names(coco_dir):
     for old, new in (("instances_train2017", "train"), ("instances_val2017", "val")):
         (folder / f"{old}.json").rename(folder / f"{new}.json")
     (problem,) = problems(coco_dir)
-    assert problem.startswith(
+    assert problem == (
         f"{coco_dir}: has annotations/train.json and annotations/val.json; expected "
         "instances_train*.json and instances_val*.json, there or in annotations"
     )
+    (folder / "train.json").unlink()
+    (problem,) = problems(coco_dir)
+    assert ": has annotations/val.json; expected" in problem
+    for i in range(5):
+        (coco_dir / f"{i}.json").write_text("{}")
+    (problem,) = problems(coco_dir)
+    assert ": has 0.json, 1.json, 2.json, 3.json and 2 more; expected" in problem
 
 
 def test_an_annotation_file_of_no_split(coco_dir):

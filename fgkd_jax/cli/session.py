@@ -351,10 +351,10 @@ def check_boxes(experiment: Experiment, dataset: Dataset, *, split: str) -> None
             "evaluated one at a time"
         )
     most = most_boxes(dataset.source(split)) if split in dataset.info.splits else None
-    if most is not None and most.count > options.max_boxes:
+    if most is not None and most.number > options.max_boxes:
         raise UserError(
-            f"image {most.name} of the split '{split}' has {most.count} boxes and data.max_boxes "
-            f"is {options.max_boxes}; expected at least {most.count}, for an evaluation leaves "
+            f"image {most.name} of the split '{split}' has {most.number} boxes and data.max_boxes "
+            f"is {options.max_boxes}; expected at least {most.number}, for an evaluation leaves "
             "none out"
         )
 

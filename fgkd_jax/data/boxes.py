@@ -277,8 +277,8 @@ def box_notes(tables: Mapping[str, BoxTable]) -> tuple[tuple[str, str], ...]:
             rows.append(
                 (f"{split} boxes left out", f"{counts.dropped}, first {table.first_dropped}")
             )
-        if (most := most_boxes(table.source())) is not None and most.count:
-            rows.append((f"{split} boxes of an image", f"at most {most.count}, in {most.name}"))
+        if (most := most_boxes(table.source())) is not None and most.number:
+            rows.append((f"{split} boxes of an image", f"at most {most.number}, in {most.name}"))
     return tuple(rows)
 
 
@@ -286,11 +286,11 @@ class MostBoxes(NamedTuple):
     """The image with the most boxes.
 
     Attributes:
-      count: of its boxes.
+      number: of its boxes.
       name: its file.
     """
 
-    count: int
+    number: int
     name: str
 
 

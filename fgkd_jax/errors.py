@@ -48,8 +48,25 @@ def first_of(problems: Sequence[str]) -> str:
       >>> first_of(["a.jpg: no such file", "b.jpg: no such file"])
       'a.jpg: no such file (and 1 more problem)'
     """
-    more = len(problems) - 1
-    return problems[0] + (f" (and {more} more problem{'s' * (more > 1)})" if more else "")
+    return problems[0] + and_more(len(problems) - 1, "problem")
+
+
+def and_more(count: int, kind: str = "") -> str:
+    """Says how many more there are of something that is told once.
+
+    Args:
+      count: of the others.
+      kind: what one of them is called.
+
+    Returns:
+      Words in parentheses, behind a space; nothing where there are no others.
+
+    Example:
+      >>> and_more(2, "problem")
+      ' (and 2 more problems)'
+    """
+    kind = f" {kind}{'s' * (count > 1)}" if kind else ""
+    return f" (and {count} more{kind})" if count else ""
 
 
 class NonFiniteError(RuntimeError):

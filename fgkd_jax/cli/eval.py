@@ -82,6 +82,7 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
     """
     from fgkd_jax.cli import attention, curves, predictions, results
     from fgkd_jax.cli.detections import detection_writer
+    from fgkd_jax.cli.session import check_boxes
     from fgkd_jax.cli.weights import say
     from fgkd_jax.evaluation import ZeroShotEvaluator, calibrated
 
@@ -93,6 +94,7 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
         predictions.check_path(scores)
     restored = results.restore_run(values, workdir)
     split = get(values, "split") or restored.experiment.report.split
+    check_boxes(restored.experiment, restored.dataset, split=split)
     trainer = restored.trainer
     if get(values, "unseen_offset") is not None:
         evaluator = calibrated(trainer.run.evaluator, offset=get(values, "unseen_offset"))

@@ -18,7 +18,7 @@ from fgkd_jax.cli.feeds import PipelineFeed
 from fgkd_jax.cli.weights import VOCABULARY, say, weight_hashes, weights_overlay
 from fgkd_jax.cli.workdir import CHECKPOINT_FOLDER, LEFT_OUT_FILE, read_json, write_json
 from fgkd_jax.data.base import Dataset, labels_and_ids
-from fgkd_jax.data.boxes import DetectionDataset
+from fgkd_jax.data.boxes import DetectionDataset, most_boxes
 from fgkd_jax.data.captions import with_text
 from fgkd_jax.data.class_groups import class_groups
 from fgkd_jax.data.detection_pipeline import DetectionOptions
@@ -125,7 +125,7 @@ def open_run(experiment: Experiment, *, dataset: Dataset) -> Run:
     info = dataset.info
     for split in experiment.report.split.split("+"):
         if split not in info.splits:
-            raise UserError(f"report.split is '{split}'{nearest(split, info.splits)}")
+            raise _no_such_split(dataset, split)
     method = method_for(experiment, dataset)
     train = experiment.train
     evaluator = EVALUATORS[method.task](
@@ -175,6 +175,19 @@ def open_run(experiment: Experiment, *, dataset: Dataset) -> Run:
             **hashes,
             **(described.metadata if described else {}),
         },
+    )
+
+
+def _no_such_split(dataset: Dataset, split: str) -> UserError:
+    """The error for a split to be reported that is not there, with what would mend it."""
+    info = dataset.info
+    files = dataset.split_files if isinstance(dataset, DetectionDataset) else {}
+    if split not in files:
+        return UserError(f"report.split is '{split}'{nearest(split, info.splits)}")
+    other = ([one for one in info.splits if one != "train"] or ["train"])[0]
+    return UserError(
+        f"report.split is '{split}', but {info.name} has {' and '.join(info.splits)} alone; "
+        f"expected {files[split]} in data.data_dir, or --config.report.split={other}"
     )
 
 
@@ -300,9 +313,12 @@ def check_batches(experiment: Experiment, dataset: Dataset) -> None:
       dataset: its data set.
 
     Raises:
-      UserError: the training images cannot be grouped by class as the options ask.
+      UserError: the training images cannot be grouped by class as the options ask, or an image to
+        be evaluated has more boxes than the options leave room for.
     """
     options = experiment.data
+    for split in ("validation", experiment.report.split):
+        check_boxes(experiment, dataset, split=split)
     if isinstance(options, DataOptions) and options.images_per_class:
         for split in ("train", "meta") if options.meta_fraction else ("train",):
             class_groups(
@@ -312,6 +328,35 @@ def check_batches(experiment: Experiment, dataset: Dataset) -> None:
                 images_per_class=options.images_per_class,
                 seed=experiment.seed,
             )
+
+
+def check_boxes(experiment: Experiment, dataset: Dataset, *, split: str) -> None:
+    """Raises where a split of scenes cannot be evaluated; without boxes there is nothing to check.
+
+    Args:
+      experiment: the experiment.
+      dataset: its data set.
+      split: to be evaluated; one that is not there is left to others.
+
+    Raises:
+      UserError: an image has more boxes than the options leave room for, or several splits are
+        named.
+    """
+    options = experiment.data
+    if not isinstance(options, DetectionOptions):
+        return
+    if "+" in split:
+        raise UserError(
+            f"the splits '{split}' are of scenes with boxes; expected one split, for they are "
+            "evaluated one at a time"
+        )
+    most = most_boxes(dataset.source(split)) if split in dataset.info.splits else None
+    if most is not None and most.number > options.max_boxes:
+        raise UserError(
+            f"image {most.name} of the split '{split}' has {most.number} boxes and data.max_boxes "
+            f"is {options.max_boxes}; expected at least {most.number}, for an evaluation leaves "
+            "none out"
+        )
 
 
 def open_checkpoints(

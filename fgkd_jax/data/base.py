@@ -9,7 +9,7 @@ import numpy as np
 
 from fgkd_jax.data.class_descriptions import ClassDescriptions
 from fgkd_jax.data.vocabulary import Vocabulary
-from fgkd_jax.errors import UserError, first_of, nearest
+from fgkd_jax.errors import UserError, and_more, nearest
 
 Example = dict[str, Any]
 """One example before the pipeline, by key.
@@ -19,7 +19,7 @@ Example = dict[str, Any]
 | `image` | encoded bytes, or uint8[h, w, 3] |
 | `features` | float16 or float32[h, w, f], in place of an image where they were computed before |
 | `label` | int, index into `DatasetInfo.class_names` |
-| `id` | int in [0, 2^31), stable between runs and unique over all splits |
+| `id` | int in [0, 2^31), stable between runs and unique over all splits; of detection in each |
 | `name` | str, the file an error message should name |
 | `bbox` | optional float32[4], (x_min, y_min, x_max, y_max) |
 | `parts` | optional float32[p, 3], (x, y, visible 0 or 1) |
@@ -213,6 +213,33 @@ class Joined:
         raise IndexError(index)
 
 
+class Repeated(str):
+    """A problem with the number of others of its kind, which are not told.
+
+    Attributes:
+      first: the problem alone.
+      others: how many more there are.
+    """
+
+    first: str
+    others: int
+
+    def __new__(cls, problems: Sequence[str], *, kind: str = "") -> "Repeated":
+        """Tells several problems as one.
+
+        Args:
+          problems: at least one.
+          kind: what one of the others is called.
+
+        Returns:
+          The first, with the count of the others behind it.
+        """
+        others = len(problems) - 1
+        one = super().__new__(cls, problems[0] + and_more(others, kind))
+        one.first, one.others = problems[0], others
+        return one
+
+
 @dataclass(frozen=True)
 class Inspection:
     """A data set as far as it could be read, and everything wrong with its files.
@@ -234,10 +261,12 @@ class Inspection:
           The data set.
 
         Raises:
-          UserError: there is a problem; the message is the first one.
+          UserError: there is a problem; the message is the first one and the number of the others.
         """
         if self.problems or self.dataset is None:
-            raise UserError(first_of(self.problems))
+            first = self.problems[0]
+            more = len(self.problems) - 1 + sum(getattr(one, "others", 0) for one in self.problems)
+            raise UserError(getattr(first, "first", first) + and_more(more, "problem"))
         return self.dataset
 
 

@@ -135,10 +135,12 @@ class BoxTable:
     Attributes:
       root: the folder of the images.
       counts: of the boxes added so far.
+      first_dropped: the first box without area and its image; empty where there is none.
     """
 
     root: str
     counts: BoxCounts = field(default_factory=BoxCounts)
+    first_dropped: str = ""
     _rows: list[tuple[str, int, tuple[int, int]]] = field(default_factory=list)
     _boxes: list[np.ndarray] = field(default_factory=list)
     _labels: list[np.ndarray] = field(default_factory=list)
@@ -169,6 +171,9 @@ class BoxTable:
         self._boxes.append(clipped.boxes[kept])
         self._labels.append(np.asarray(labels, np.int32)[kept])
         self._ignored.append(np.asarray(ignored, bool)[kept])
+        if not kept.all() and not self.first_dropped:
+            corners = ", ".join(f"{value:g}" for value in boxes[np.argmin(kept)])
+            self.first_dropped = f"({corners}) of {name}"
         before = self.counts
         self.counts = BoxCounts(
             boxes=before.boxes + int(kept.sum()),
@@ -199,10 +204,13 @@ class DetectionDataset(SplitSources):
       category_ids: the number that the annotations give each class, by class index: results in
         COCO's format name classes by it.
       counts: boxes kept, clipped and dropped, by split; empty where all are drawn.
+      split_files: what each split that there may be is read from, by split; empty where it is not
+        read from files of its own.
     """
 
     category_ids: tuple[int, ...] = ()
     counts: Mapping[str, BoxCounts] = field(default_factory=dict)
+    split_files: Mapping[str, str] = field(default_factory=dict)
 
 
 def make_dataset(
@@ -211,6 +219,7 @@ def make_dataset(
     class_names: tuple[str, ...],
     category_ids: tuple[int, ...],
     tables: Mapping[str, BoxTable],
+    split_files: Mapping[str, str] | None = None,
 ) -> DetectionDataset:
     """Puts splits together to a data set.
 
@@ -219,6 +228,7 @@ def make_dataset(
       class_names: by class index.
       category_ids: likewise.
       tables: the images by split.
+      split_files: what each split that there may be is read from; None where that is not known.
 
     Returns:
       The data set; its fingerprint covers file names, boxes, classes and ids.
@@ -241,11 +251,11 @@ def make_dataset(
         ),
     )
     counts = {split: table.counts for split, table in tables.items()}
-    return DetectionDataset(info, sources, category_ids, counts)
+    return DetectionDataset(info, sources, category_ids, counts, split_files or {})
 
 
 def box_notes(tables: Mapping[str, BoxTable]) -> tuple[tuple[str, str], ...]:
-    """Says how many boxes were kept, clipped and dropped.
+    """Says how many boxes were kept, clipped and dropped, and how many an image has.
 
     Args:
       tables: by split.
@@ -263,7 +273,41 @@ def box_notes(tables: Mapping[str, BoxTable]) -> tuple[tuple[str, str], ...]:
                 f"area left out, {counts.ignored} need not be found)",
             )
         )
+        if table.first_dropped:
+            rows.append(
+                (f"{split} boxes left out", f"{counts.dropped}, first {table.first_dropped}")
+            )
+        if (most := most_boxes(table.source())) is not None and most.number:
+            rows.append((f"{split} boxes of an image", f"at most {most.number}, in {most.name}"))
     return tuple(rows)
+
+
+class MostBoxes(NamedTuple):
+    """The image with the most boxes.
+
+    Attributes:
+      number: of its boxes.
+      name: its file.
+    """
+
+    number: int
+    name: str
+
+
+def most_boxes(source: Source) -> MostBoxes | None:
+    """Finds the image of a source that has the most boxes, without reading images.
+
+    Args:
+      source: any.
+
+    Returns:
+      The first such image; None where the source is empty, or knows boxes by reading images alone.
+    """
+    if not isinstance(source, BoxSource) or not len(source):
+        return None
+    counts = np.diff(source.starts)
+    largest = int(np.argmax(counts))
+    return MostBoxes(int(counts[largest]), source.names[largest])
 
 
 def image_sizes(source: Source) -> np.ndarray:

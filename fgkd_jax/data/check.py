@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fgkd_jax.data.base import CorruptImageError, Dataset, Inspection, Source
-from fgkd_jax.data.boxes import size_disagreement
+from fgkd_jax.data.boxes import DetectionDataset, size_disagreement
 from fgkd_jax.data.captions import NO_PHRASE, inspect_captions, read_captions
 from fgkd_jax.data.files import MISSING
 from fgkd_jax.data.images import configure_opencv, decode
@@ -44,8 +44,8 @@ def check_inspection(name: str, data_dir: str, inspection: Inspection) -> Report
     report = Report(name, data_dir, problems=list(inspection.problems))
     if inspection.dataset is not None:
         check_examples(report, inspection.dataset)
-        report.lines += inspection.notes
         report.problems += zero_shot_problems(inspection.dataset)
+    report.lines += inspection.notes
     return report
 
 
@@ -68,6 +68,7 @@ def check_examples(report: Report, dataset: Dataset) -> None:
             "word vectors", "none" if vectors is None else f"{vectors.shape[1]} numbers each"
         )
     found: list[_Found] = []
+    twice: list[str] = []
     total = sum(info.splits.values())
     with (
         ThreadPoolExecutor(_THREADS) as pool,
@@ -81,7 +82,10 @@ def check_examples(report: Report, dataset: Dataset) -> None:
                 bar.update()
             report.add(f"{split} images", len(part))
             found += part
+            if isinstance(dataset, DetectionDataset):  # their ids are unique in a split alone
+                twice += [f"{line} of the split {split!r}" for line in _given_twice(part)]
     _summarise(report, found)
+    report.problems += twice if isinstance(dataset, DetectionDataset) else _given_twice(found)
 
 
 def check_captions(report: Report, dataset: Dataset, captions_dir: str) -> None:
@@ -191,8 +195,6 @@ def _summarise(report: Report, found: list[_Found]) -> None:
     """Turns what was found into rows and problems."""
     missing = [one for one in found if one.unreadable == MISSING]
     corrupt = [one for one in found if one.unreadable and one.unreadable != MISSING]
-    ids = Counter(one.id for one in found if one.id is not None)
-    twice = sorted(number for number, count in ids.items() if count > 1)
     report.add("missing images", len(missing))
     report.add("corrupt images", len(corrupt))
     report.add("labels out of range", sum(bool(one.label) for one in found))
@@ -203,7 +205,13 @@ def _summarise(report: Report, found: list[_Found]) -> None:
         for what in (one.unreadable, one.label, one.box)
         if what
     ]
-    report.problems += [f"id {number} belongs to {ids[number]} images" for number in twice]
+
+
+def _given_twice(found: list[_Found]) -> list[str]:
+    """Complains of each id that several examples have."""
+    ids = Counter(one.id for one in found if one.id is not None)
+    twice = sorted(number for number, count in ids.items() if count > 1)
+    return [f"id {number} belongs to {ids[number]} images" for number in twice]
 
 
 __all__ = ["Report", "check_captions", "check_examples", "check_inspection"]

@@ -36,11 +36,13 @@ class Opener:
       open: reads it.
       check: looks for everything that is wrong with it.
       build: makes it, or says where to get it.
+      with_boxes: whether its images have boxes, and no label that captions could belong to.
     """
 
     open: Callable[[str, str | None], Dataset]
     check: Callable[[str, str | None], Report]
     build: Callable[[str, str | None], None]
+    with_boxes: bool = False
 
 
 def open_dataset(name: str, *, data_dir: str | None = None) -> Dataset:
@@ -80,9 +82,11 @@ def check_dataset(
       The report, which prints as a table.
 
     Raises:
-      UserError: there is no such data set.
+      UserError: there is no such data set, or captions are given with one that has boxes.
     """
     opener = _opener(name)
+    if captions_dir is not None and opener.with_boxes:
+        raise UserError(f"{name} has boxes, no labels; expected no --captions_dir")
     report = opener.check(name, data_dir)
     if captions_dir is not None:
         try:
@@ -122,7 +126,9 @@ def _opener(name: str) -> Opener:
     raise UserError(f"there is no data set {name!r}{nearest(name, DATASETS)}")
 
 
-def _from_files(inspect: Callable[[str, str], Inspection], where: str) -> Opener:
+def _from_files(
+    inspect: Callable[[str, str], Inspection], where: str, *, with_boxes: bool = False
+) -> Opener:
     """A data set in the layout its authors publish."""
 
     def open_files(name: str, data_dir: str | None) -> Dataset:
@@ -130,12 +136,15 @@ def _from_files(inspect: Callable[[str, str], Inspection], where: str) -> Opener
 
     def check(name: str, data_dir: str | None) -> Report:
         folder = data_dir or default_data_dir()
-        return check_inspection(name, folder, inspect(name, folder))
+        report = check_inspection(name, folder, inspection := inspect(name, folder))
+        if data_dir is None and inspection.dataset is None:
+            report.problems[0] += "; give --data_dir, for this is the default folder"
+        return report
 
     def build(name: str, data_dir: str | None) -> None:
         raise UserError(f"{name} cannot be drawn here; {where}")
 
-    return Opener(open_files, check, build)
+    return Opener(open_files, check, build, with_boxes)
 
 
 def _tfds_place(name: str, data_dir: str | None) -> tuple[str, str | None]:
@@ -206,13 +215,14 @@ def _check_features(name: str, data_dir: str | None) -> Report:
 
 
 _BIRDS = Opener(_open_birds, _check_birds, _build_birds)
+_BIRD_SCENES = Opener(_open_birds, _check_birds, _build_birds, with_boxes=True)
 
 DATASETS: Mapping[str, Opener] = {
     "procedural_birds/classification": _BIRDS,
     "procedural_birds/tiny": _BIRDS,
     "procedural_birds/zero_shot": _BIRDS,
-    "procedural_birds/detection": _BIRDS,
-    "procedural_birds/detection_tiny": _BIRDS,
+    "procedural_birds/detection": _BIRD_SCENES,
+    "procedural_birds/detection_tiny": _BIRD_SCENES,
     "cub200_2011": _from_files(lambda _, data_dir: cub.inspect(data_dir), cub.WHERE),
     "cub200_2011/zero_shot": _from_files(
         lambda _, data_dir: cub_zero_shot.inspect(data_dir), cub.WHERE
@@ -227,9 +237,11 @@ DATASETS: Mapping[str, Opener] = {
     "image_folder": _from_files(
         lambda _, data_dir: image_folder.inspect(data_dir), image_folder.LAYOUT
     ),
-    "coco_json": _from_files(lambda _, data_dir: coco_json.inspect(data_dir), coco_json.WHERE),
-    "voc_xml": _from_files(voc_xml.inspect, voc_xml.WHERE),
-    "voc_xml/trainval": _from_files(voc_xml.inspect, voc_xml.WHERE),
+    "coco_json": _from_files(
+        lambda _, data_dir: coco_json.inspect(data_dir), coco_json.WHERE, with_boxes=True
+    ),
+    "voc_xml": _from_files(voc_xml.inspect, voc_xml.WHERE, with_boxes=True),
+    "voc_xml/trainval": _from_files(voc_xml.inspect, voc_xml.WHERE, with_boxes=True),
     "tfds/*": Opener(_open_tfds, _check_tfds, _build_tfds),
 }
 """Every data set; a name that ends in `/*` stands for all that begin like it."""

@@ -20,7 +20,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from fgkd_jax.data.base import Inspection
+from fgkd_jax.data.base import Inspection, Repeated
 from fgkd_jax.data.boxes import BoxTable, box_notes, make_dataset
 from fgkd_jax.data.files import IMAGE_SUFFIXES
 from fgkd_jax.data.images import image_size
@@ -34,6 +34,7 @@ WHERE = (
 _NAME = "voc_xml"
 _SPLITS = {"train": ("train",), "validation": ("val",), "test": ("test",)}
 _TRAINVAL = {"train": ("train", "val"), "test": ("test",)}
+_TRAIN = "'train'"
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -61,8 +62,12 @@ def inspect(name: str, data_dir: str) -> Inspection:
     root = find_root(data_dir)
     problems: list[str] = []
     wanted = _TRAINVAL if name.endswith("/trainval") else _SPLITS
-    splits = {split: _listed(root, lists) for split, lists in wanted.items()}
+    if problem := _no_root(root):
+        return Inspection(None, (problem,))
+    splits = {split: _listed(root, lists, problems) for split, lists in wanted.items()}
     splits = {split: images for split, images in splits.items() if images}
+    if problems:  # every image of that list would be missing
+        return Inspection(None, tuple(problems))
     if "train" not in splits:
         return Inspection(None, (f"{root}: has no list of training images; {WHERE}",))
     _compare(root, splits, problems)
@@ -76,22 +81,29 @@ def inspect(name: str, data_dir: str) -> Inspection:
     tables = {}
     for split, images in splits.items():
         tables[split] = BoxTable(str(root / "JPEGImages"))
-        strangers: list[str] = []
         for image in images:
             found = annotations[image]
-            strangers += [
-                f"{image}.xml has an object {one.name!r}"
-                for one in found.objects
-                if one.name not in classes
-            ]
             file = files.get(image, f"{image}.jpg")
             size = found.size or _header_size(root / "JPEGImages" / file)
             _add(tables[split], file, numbers[image], size, found, classes)
-        if strangers:
-            more = f" (and {len(strangers) - 1} more)" if len(strangers) > 1 else ""
-            problems.append(f"{root / 'Annotations'}: {strangers[0]}, not in {known_from}{more}")
+        strangers = [
+            f"{root / 'Annotations'}: {image}.xml of the split {split!r} has an object "
+            f"{one.name!r}, not in {known_from}"
+            for image in images
+            for one in annotations[image].objects
+            if one.name not in classes
+        ]
+        # Where no training image has an object, none of the others' classes is known.
+        if strangers and (classes or known_from != _TRAIN):
+            problems.append(Repeated(strangers))
+    if not tables["train"].counts.boxes:
+        problems.append(f"{root / 'Annotations'}: train has no boxes; expected at least one")
     dataset = make_dataset(
-        _NAME, class_names=classes, category_ids=tuple(range(len(classes))), tables=tables
+        _NAME,
+        class_names=classes,
+        category_ids=tuple(range(len(classes))),
+        tables=tables,
+        split_files={split: f"ImageSets/Main/{lists[0]}.txt" for split, lists in wanted.items()},
     )
     return Inspection(dataset, tuple(problems), box_notes(tables))
 
@@ -108,22 +120,52 @@ def find_root(data_dir: str) -> Path:
     root = Path(data_dir).expanduser()
     if (root / "Annotations").is_dir():
         return root
-    found = [
-        path.parent for depth in ("*", "VOCdevkit/*") for path in root.glob(f"{depth}/Annotations")
-    ]
+    found = _roots_below(root)
     return found[0] if len(found) == 1 else root
 
 
-def _listed(root: Path, lists: Iterable[str]) -> list[str]:
+def _roots_below(root: Path) -> list[Path]:
+    """The folders that hold `Annotations`, below a folder or below its `VOCdevkit`."""
+    depths = ("*", "VOCdevkit/*")
+    return sorted(path.parent for depth in depths for path in root.glob(f"{depth}/Annotations"))
+
+
+def _no_root(root: Path) -> str:
+    """Says why a folder cannot be read; empty where it can."""
+    if not root.is_dir():
+        return f"{root}: no such folder; {WHERE}"
+    if (root / "Annotations").is_dir():
+        return ""
+    if found := _roots_below(root):
+        names = ", ".join(path.name for path in found)
+        return (
+            f"{root}: has {len(found)} folders with Annotations ({names}); expected one: copy them "
+            "together"
+        )
+    return f"{root}: has no folder Annotations; {WHERE}"
+
+
+def _listed(root: Path, lists: Iterable[str], problems: list[str]) -> list[str]:
     """The images of some lists, in their order."""
     images = []
     for name in lists:
         for path in (root / "ImageSets" / "Main" / f"{name}.txt", root / f"{name}.txt"):
             if path.is_file():
                 lines = path.read_text("utf-8", "replace").splitlines()
-                images += [line.split()[0] for line in lines if line.strip()]
+                own = [line.split()[0] for line in lines if line.strip()]
+                wrong = [image for image in own if _has_ending(root, image)]
+                if wrong:
+                    problems.append(f"{path} lists {wrong[0]!r}; expected names without ending")
+                images += own
                 break
     return images
+
+
+def _has_ending(root: Path, image: str) -> bool:
+    """Whether a name is that of a file, rather than of an image with an annotation."""
+    ending = Path(image).suffix.lower()
+    is_file = ending == ".xml" or ending in IMAGE_SUFFIXES
+    return is_file and not (root / "Annotations" / f"{image}.xml").is_file()
 
 
 def _compare(root: Path, splits: Mapping[str, list[str]], problems: list[str]) -> None:
@@ -150,25 +192,36 @@ def _read(path: Path, problems: list[str]) -> _Annotation:
     height, width = (int(side) if side.isdecimal() else 0 for side in sides)
     objects = []
     for number, one in enumerate(tree.findall("object")):
-        corners = [_number(one.findtext(f"bndbox/{corner}")) for corner in _CORNERS]
+        texts = [(one.findtext(f"bndbox/{corner}") or "").strip() for corner in _CORNERS]
         name = (one.findtext("name") or "").strip()
-        if not name or None in corners:
-            problems.append(f"{path}: object {number} has no name or no box")
+        if wrong := _wrong_object(name, texts):
+            problems.append(f"{path}: object {number} has {wrong}")
             continue
-        x0, y0, x1, y1 = (value for value in corners if value is not None)
-        box = (x0 - 1, y0 - 1, x1, y1) if x1 > x0 and y1 > y0 else (0.0, 0.0, 0.0, 0.0)
+        x0, y0, x1, y1 = map(float, texts)
+        box = (x0 - 1, y0 - 1, x1, y1) if x1 > x0 and y1 > y0 else (x0, y0, x1, y1)
         difficult = (one.findtext("difficult") or "0").strip() not in ("", "0")
         objects.append(_Object(name, box, difficult))
     return _Annotation((height, width) if height and width else None, objects)
 
 
-def _number(text: str | None) -> float | None:
-    """A finite number, or None."""
+def _wrong_object(name: str, texts: Iterable[str]) -> str:
+    """Says what an object lacks; empty where it has a name and the numbers of a box."""
+    if not name:
+        return "no name; expected its class"
+    for corner, text in zip(_CORNERS, texts, strict=True):
+        if not text:
+            return f"no {corner}; expected a box of {', '.join(_CORNERS)}"
+        if not _is_number(text):
+            return f"{corner} {text!r}; expected a number"
+    return ""
+
+
+def _is_number(text: str) -> bool:
+    """Whether a text is a finite number."""
     try:
-        value = float(text or "")
+        return math.isfinite(float(text))
     except ValueError:
-        return None
-    return value if math.isfinite(value) else None
+        return False
 
 
 def _classes(root: Path, train: Iterable[_Annotation]) -> tuple[tuple[str, ...], str]:
@@ -177,7 +230,7 @@ def _classes(root: Path, train: Iterable[_Annotation]) -> tuple[tuple[str, ...],
     if path.is_file():
         names = [line.strip() for line in path.read_text("utf-8", "replace").splitlines()]
         return tuple(dict.fromkeys(name for name in names if name)), "classes.txt"
-    return tuple(sorted({one.name for found in train for one in found.objects})), "'train'"
+    return tuple(sorted({one.name for found in train for one in found.objects})), _TRAIN
 
 
 def _image_files(folder: Path) -> dict[str, str]:

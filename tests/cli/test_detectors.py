@@ -65,7 +65,7 @@ def scenes(tmp_path_factory):
     """Wide and high images, some without a box, and configs of both detectors."""
     root = tmp_path_factory.mktemp("scenes")
     write_split(root, "train", [(24, 32)] * 4 + [(48, 36)] * 4, first=100)
-    write_split(root, "test", [(48, 64), (30, 20), (24, 32)], first=200)
+    write_split(root, "test", [(48, 64), (30, 20), (24, 32)], first=101)  # ids of other images too
     for name, method in (("dense", DENSE), ("regions", REGIONS)):
         (root / f"{name}.py").write_text(CONFIG % (method, str(root), BUCKETS, 4))
     return root
@@ -141,7 +141,7 @@ def test_eval_agrees_and_writes_what_was_found(trained, capsys):
     assert got["figures"] == pytest.approx(result["figures"], rel=1e-4, abs=1e-6)
     found = json.loads(file.read_text())
     assert len(found) == len(before) > 0
-    sizes = {200: (64, 48), 201: (20, 30), 202: (32, 24)}
+    sizes = {101: (64, 48), 102: (20, 30), 103: (32, 24)}
     for one in found:
         width, height = sizes[one["image_id"]]
         x, y, w, h = one["bbox"]
@@ -161,7 +161,7 @@ def test_predict_frames_what_is_found_and_writes_it(trained, scenes, tmp_path, c
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["image"] for row in rows] == images
     evaluated = json.loads((workdir / "detections" / "test-last.json").read_text())
-    for row, image_id, name in zip(rows, (201, 200), ("1", "0"), strict=True):
+    for row, image_id, name in zip(rows, (102, 101), ("1", "0"), strict=True):
         file = json.loads((folder / f"{name}.detections.json").read_text())
         assert file["detections"] == row["detections"]
         expected = [one for one in evaluated if one["image_id"] == image_id]

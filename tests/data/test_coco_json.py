@@ -52,8 +52,14 @@ def test_reads_boxes_classes_and_ids(coco_dir):
 def test_a_report_counts_boxes(coco_dir):
     report = check_dataset("coco_json", data_dir=str(coco_dir))
     assert report.ok, str(report)
-    found = dict(report.lines)["train boxes"]
-    assert found == "3 (1 clipped to the image, 1 without area left out, 1 need not be found)"
+    found = dict(report.lines)
+    assert found["train boxes"] == (
+        "3 (1 clipped to the image, 1 without area left out, 1 need not be found)"
+    )
+    assert found["train boxes left out"] == "1, first (5, 5, 5, 13) of 001.jpg"
+    assert found["train boxes of an image"] == "at most 3, in 001.jpg"
+    assert found["validation boxes of an image"] == "at most 1, in 005.jpg"
+    assert "validation boxes left out" not in found
 
 
 @pytest.mark.parametrize("nested", [True, False])
@@ -87,7 +93,7 @@ def test_a_category_that_is_not_in_the_list(coco_dir):
     path = edit(coco_dir, "train2017", change)
     assert problems(coco_dir) == (
         f"{path}: annotation 1 is of category 4, which is not in 'categories' "
-        "(and 1 more such annotations)",
+        "(and 1 more such annotation)",
     )
 
 
@@ -107,7 +113,26 @@ def test_a_box_that_is_none(coco_dir, box):
         (lambda c: c["annotations"].append([]), r"annotations\[1\] has no 'image_id'"),
         (lambda c: c["images"][0].update(id="5"), r"images\[0\] has id '5'; expected a whole"),
         (lambda c: c["images"][0].update(id=2**31), "has the id 2147483648; expected 0 to"),
-        (lambda c: c["images"][0].update(id=2), "has the id 2, which another image has"),
+        (
+            lambda c: c["images"].append({**c["images"][0], "file_name": "x.jpg"}),
+            r"image x.jpg has the id 5, which another image of the file has",
+        ),
+        (
+            lambda c: c["images"][0].update(width=60.5),
+            r"images\[0\] has width 60.5; expected a whole",
+        ),
+        (
+            lambda c: c["images"][0].update(width=float("inf")),
+            r"images\[0\] has width inf; expected",
+        ),
+        (
+            lambda c: c["images"][0].update(file_name=123),
+            r"instances_val2017.json: images\[0\] has file_name 123; expected a string",
+        ),
+        (
+            lambda c: c["categories"][0].update(name=None),
+            r"instances_val2017.json: categories\[0\] has name None; expected a string",
+        ),
         (lambda c: c["images"][0].update(width=0), "is 0 x 40; expected at least 1 x 1"),
         (lambda c: c["categories"][0].update(name="bee"), "its categories are not those of"),
     ],
@@ -117,6 +142,171 @@ def test_what_is_not_in_the_format(coco_dir, change, message):
     with pytest.raises(UserError, match=message) as caught:
         open_dataset("coco_json", data_dir=str(coco_dir))
     assert "\n" not in str(caught.value)
+
+
+def test_categories_that_share_an_id_or_a_name(coco_dir):
+    path = edit(coco_dir, "val2017", lambda c: c["categories"].append({"id": 7, "name": "fly"}))
+    assert problems(coco_dir)[0] == (
+        f"{path}: the categories 'wasp' and 'fly' have the id 7; expected an id of its own for each"
+    )
+    edit(coco_dir, "val2017", lambda c: c["categories"].pop())
+    assert problems(coco_dir) == ()
+    edit(coco_dir, "val2017", lambda c: c["categories"].append({"id": 9, "name": "wasp"}))
+    assert problems(coco_dir)[0] == (
+        f"{path}: the category 'wasp' has the ids 7 and 9; expected one id"
+    )
+    edit(coco_dir, "val2017", lambda c: c["categories"].pop())
+    edit(coco_dir, "val2017", lambda c: c["categories"].append({"id": 7, "name": "wasp"}))
+    assert problems(coco_dir) == (
+        f"{path}: the category 'wasp' with the id 7 is there twice; expected it once",
+    )
+
+
+def test_training_images_without_a_box(coco_dir):
+    path = edit(coco_dir, "train2017", lambda c: c["annotations"].clear())
+    assert problems(coco_dir) == (f"{path}: train has no boxes; expected at least one",)
+    edit(coco_dir, "val2017", lambda c: c["annotations"].clear())
+    assert len(problems(coco_dir)) == 1
+    rows = dict(coco_json.inspect(str(coco_dir)).notes)
+    assert "validation boxes" in rows
+    assert "validation boxes of an image" not in rows
+
+
+def test_whole_numbers_may_be_written_as_floats(coco_dir):
+    def change(content):
+        content["images"][0].update(id=5.0, width=60.0)
+        content["annotations"][0].update(image_id=5.0, category_id=3.0)
+
+    edit(coco_dir, "val2017", change)
+    assert check_dataset("coco_json", data_dir=str(coco_dir)).ok
+    example = open_dataset("coco_json", data_dir=str(coco_dir)).source("validation")[0]
+    assert (example["id"], example["boxes"].tolist()) == (5, [[1, 2, 4, 6]])
+    assert example["annotated_size"].tolist() == [40, 60]
+
+
+def test_ids_may_start_again_in_another_split(coco_dir):
+    def change(content):
+        content["images"][0].update(id=1)
+        content["annotations"][0].update(image_id=1)
+
+    edit(coco_dir, "val2017", change)
+    report = check_dataset("coco_json", data_dir=str(coco_dir))
+    assert report.ok, str(report)
+    dataset = open_dataset("coco_json", data_dir=str(coco_dir))
+    assert dataset.source("validation")[0]["boxes"].tolist() == [[1, 2, 4, 6]]
+    assert dataset.source("validation").ids.tolist() == [1]
+    assert dataset.source("train").ids.tolist() == [1, 2]
+
+
+def test_annotations_under_other_names(coco_dir):
+    folder = coco_dir / "annotations"
+    for old, new in (("instances_train2017", "train"), ("instances_val2017", "val")):
+        (folder / f"{old}.json").rename(folder / f"{new}.json")
+    (problem,) = problems(coco_dir)
+    assert problem == (
+        f"{coco_dir}: has annotations/train.json and annotations/val.json; expected "
+        "instances_train*.json and instances_val*.json, there or in annotations"
+    )
+    (folder / "train.json").unlink()
+    (problem,) = problems(coco_dir)
+    assert ": has annotations/val.json; expected" in problem
+    for i in range(5):
+        (coco_dir / f"{i}.json").write_text("{}")
+    (problem,) = problems(coco_dir)
+    assert ": has 0.json, 1.json, 2.json, 3.json and 2 more; expected" in problem
+
+
+def test_an_annotation_file_of_no_split(coco_dir):
+    folder = coco_dir / "annotations"
+    (folder / "instances_val2017.json").rename(folder / "instances_eval.json")
+    assert problems(coco_dir) == (
+        f"{folder / 'instances_eval.json'} is of no split; expected instances_ and then a name "
+        "beginning with train, val or test",
+    )
+
+
+def test_file_names_that_hold_a_path(coco_dir):
+    (coco_dir / "images").mkdir()
+    for tag in ("train2017", "val2017"):
+        (coco_dir / tag).rename(coco_dir / "images" / tag)
+    before = open_dataset("coco_json", data_dir=str(coco_dir))
+
+    def change(content):
+        for row in content["images"]:
+            row["file_name"] = "images/train2017/" + row["file_name"]
+
+    edit(coco_dir, "train2017", change)
+    report = check_dataset("coco_json", data_dir=str(coco_dir))
+    assert report.ok, str(report)
+    train = open_dataset("coco_json", data_dir=str(coco_dir)).source("train")
+    assert train[1]["image"] == before.source("train")[1]["image"]
+
+
+def test_images_in_a_folder_named_otherwise(coco_dir):
+    for tag in ("train", "val"):
+        (coco_dir / "annotations" / f"instances_{tag}2017.json").rename(
+            coco_dir / "annotations" / f"instances_{tag}.json"
+        )
+    (coco_dir / "images").mkdir()
+    for tag in ("train2017", "val2017"):
+        (coco_dir / tag).rename(coco_dir / "images" / tag)
+    report = check_dataset("coco_json", data_dir=str(coco_dir))
+    folder = coco_dir / "annotations"
+    assert report.problems == [
+        f"{folder / f'instances_{tag}.json'}: its images lie in {coco_dir / 'images'}/{tag}2017; "
+        f"rename it to instances_{tag}2017.json, or that folder to {tag}"
+        for tag in ("train", "val")
+    ]
+    (coco_dir / "images" / "val2017").rename(coco_dir / "images" / "photos")
+    (problem,) = problems(coco_dir)[1:]
+    assert problem.endswith(f"lie in {coco_dir / 'images' / 'photos'}; rename that folder to val")
+
+
+def test_images_beside_the_annotations(coco_dir):
+    for path in coco_dir.glob("*2017/*.jpg"):
+        path.rename(coco_dir / path.name)
+    assert check_dataset("coco_json", data_dir=str(coco_dir)).ok
+
+
+def test_of_several_folders_the_one_that_has_the_images(coco_dir):
+    (coco_dir / "images" / "train2017").mkdir(parents=True)
+    assert check_dataset("coco_json", data_dir=str(coco_dir)).ok
+
+
+def test_images_that_are_nowhere_are_one_problem(coco_dir):
+    shutil.rmtree(coco_dir / "train2017")
+    report = check_dataset("coco_json", data_dir=str(coco_dir))
+    (problem,) = report.problems
+    assert "no such folder" in problem
+
+
+def test_the_files_of_the_splits(coco_dir):
+    dataset = open_dataset("coco_json", data_dir=str(coco_dir))
+    assert dataset.split_files == {
+        "train": "instances_train*.json",
+        "validation": "instances_val*.json",
+        "test": "instances_test*.json",
+    }
+
+
+def test_one_count_of_further_problems(coco_dir):
+    def change(content):
+        for row in content["annotations"][:3]:
+            row["category_id"] = 4
+        content["annotations"][3]["image_id"] = 99
+
+    path = edit(coco_dir, "train2017", change)
+    with pytest.raises(UserError) as caught:
+        open_dataset("coco_json", data_dir=str(coco_dir))
+    assert str(caught.value) == (
+        f"{path}: annotation 4 is of image 99, which is not in 'images' (and 4 more problems)"
+    )
+    edit(coco_dir, "train2017", lambda c: c["annotations"][3].update(image_id=1, category_id=4))
+    with pytest.raises(UserError) as caught:
+        open_dataset("coco_json", data_dir=str(coco_dir))
+    assert str(caught.value) == (
+        f"{path}: annotation 1 is of category 4, which is not in 'categories' (and 4 more problems)"
+    )
 
 
 def test_files_that_are_not_there_or_no_json(coco_dir, tmp_path):

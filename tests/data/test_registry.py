@@ -10,7 +10,7 @@ from fgkd_jax.data import (
     open_dataset,
     train_iterator,
 )
-from fgkd_jax.data.base import Dataset, DatasetInfo, Inspection, SplitSources
+from fgkd_jax.data.base import Dataset, DatasetInfo, Inspection, Repeated, SplitSources
 from fgkd_jax.data.registry import DATASETS, default_data_dir
 from fgkd_jax.errors import UserError
 
@@ -76,6 +76,42 @@ def test_opening_names_the_first_problem_and_counts_the_rest():
         Inspection(SplitSources(info, {}), ("one", "two", "three")).usable()
     with pytest.raises(UserError, match=r"^one$"):
         Inspection(None, ("one",)).usable()
+    with pytest.raises(UserError, match=r"^one \(and 1 more problem\)$"):
+        Inspection(None, ("one", "two")).usable()
+
+
+def test_problems_told_as_one_are_counted_once_and_all():
+    assert Repeated(["one"], kind="such row") == "one"
+    assert Repeated(["one", "two"], kind="such row") == "one (and 1 more such row)"
+    many = Repeated(["one", "two", "three"], kind="such row")
+    assert many == "one (and 2 more such rows)"
+    assert Repeated(["one", "two", "three"]) == "one (and 2 more)"
+    for problems, expected in (
+        ((many,), r"^one \(and 2 more problems\)$"),
+        ((many, "four"), r"^one \(and 3 more problems\)$"),
+        (("four", many), r"^four \(and 3 more problems\)$"),
+        (("four", Repeated(["one"])), r"^four \(and 1 more problem\)$"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            Inspection(None, problems).usable()
+
+
+@pytest.mark.parametrize("name", ["coco_json", "cub200_2011", "image_folder"])
+def test_a_default_folder_that_has_nothing_asks_for_another(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("FGKD_DATA_DIR", str(tmp_path / "nothing"))
+    hint = "; give --data_dir, for this is the default folder"
+    assert check_dataset(name).problems[0].endswith(hint)
+    given = check_dataset(name, data_dir=str(tmp_path / "nothing")).problems
+    assert not any("--data_dir" in problem for problem in given)
+
+
+@pytest.mark.parametrize(
+    "name", ["coco_json", "voc_xml", "voc_xml/trainval", "procedural_birds/detection"]
+)
+def test_captions_of_scenes_are_refused(name, tmp_path):
+    with pytest.raises(UserError) as caught:
+        check_dataset(name, data_dir=str(tmp_path), captions_dir=str(tmp_path))
+    assert str(caught.value) == f"{name} has boxes, no labels; expected no --captions_dir"
 
 
 def test_importing_brings_neither_jax_nor_tensorflow_nor_grain():

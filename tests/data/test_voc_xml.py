@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 
@@ -46,7 +48,7 @@ def test_lists_in_the_folder_and_classes_from_a_file(voc_dir):
     assert dataset.info.class_names == ("dog", "cat", "emu")
     assert dataset.source("train")[1]["box_labels"].tolist() == [1, 0]
     (voc_dir / "classes.txt").write_text("dog\n")
-    with pytest.raises(UserError, match=r"b.xml has an object 'cat', not in classes.txt \(and 1"):
+    with pytest.raises(UserError, match=r"b.xml of the split 'train' has an object 'cat'.*and 1"):
         open_dataset("voc_xml", data_dir=str(voc_dir))
 
 
@@ -54,17 +56,91 @@ def test_a_class_that_training_does_not_have(voc_dir):
     path = voc_dir / "Annotations" / "c.xml"
     path.write_text(path.read_text().replace("dog", "gnu"))
     (problem,) = voc_xml.inspect("voc_xml", str(voc_dir)).problems
-    assert problem == f"{voc_dir / 'Annotations'}: c.xml has an object 'gnu', not in 'train'"
+    assert problem == (
+        f"{voc_dir / 'Annotations'}: c.xml of the split 'validation' has an object 'gnu', "
+        "not in 'train'"
+    )
+
+
+def test_training_images_without_an_object(voc_dir):
+    for name in "ab":
+        (voc_dir / "Annotations" / f"{name}.xml").write_text("<annotation></annotation>")
+    (problem,) = voc_xml.inspect("voc_xml", str(voc_dir)).problems
+    assert problem == f"{voc_dir / 'Annotations'}: train has no boxes; expected at least one"
+
+
+def test_classes_of_which_no_object_is(voc_dir):
+    (voc_dir / "classes.txt").write_text("\n")
+    *strangers, last = voc_xml.inspect("voc_xml", str(voc_dir)).problems
+    assert strangers == [
+        f"{voc_dir / 'Annotations'}: b.xml of the split 'train' has an object 'cat', not in "
+        "classes.txt (and 3 more)",
+        f"{voc_dir / 'Annotations'}: c.xml of the split 'validation' has an object 'dog', not in "
+        "classes.txt",
+    ]
+    assert last.endswith("train has no boxes; expected at least one")
+
+
+def test_an_equal_corner_is_named(voc_dir):
+    found = dict(check_dataset("voc_xml", data_dir=str(voc_dir)).lines)
+    assert found["train boxes left out"] == "1, first (5, 5, 5, 5) of b.jpg"
+    assert found["train boxes of an image"] == "at most 2, in a.jpg"
+
+
+def test_folders_that_are_none(voc_dir, tmp_path):
+    (problem,) = voc_xml.inspect("voc_xml", str(tmp_path / "nope")).problems
+    assert problem.startswith(f"{tmp_path / 'nope'}: no such folder; expected")
+    shutil.copytree(voc_dir, voc_dir.with_name("VOC2012"))
+    for folder in (voc_dir.parent, voc_dir.parent.parent):
+        (problem,) = voc_xml.inspect("voc_xml", str(folder)).problems
+        assert problem == (
+            f"{folder}: has 2 folders with Annotations (VOC2007, VOC2012); expected one: copy them "
+            "together"
+        )
+    shutil.rmtree(voc_dir / "Annotations")
+    (problem,) = voc_xml.inspect("voc_xml", str(voc_dir)).problems
+    assert problem.startswith(f"{voc_dir}: has no folder Annotations; expected <data_dir>")
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".xml", ".PNG"])
+def test_a_list_with_endings(voc_dir, ending):
+    path = voc_dir / "ImageSets" / "Main" / "train.txt"
+    path.write_text(f"b{ending}\na{ending}\n")
+    (problem,) = voc_xml.inspect("voc_xml", str(voc_dir)).problems
+    assert problem == f"{path} lists 'b{ending}'; expected names without ending"
+
+
+def test_a_name_with_a_dot_is_no_ending(voc_dir):
+    for folder, ending in (("Annotations", ".xml"), ("JPEGImages", ".jpg")):
+        (voc_dir / folder / f"a{ending}").rename(voc_dir / folder / f"a.jpg{ending}")
+    path = voc_dir / "ImageSets" / "Main" / "train.txt"
+    path.write_text("b\na.jpg\n")
+    assert check_dataset("voc_xml", data_dir=str(voc_dir)).ok
+
+
+def test_the_files_of_the_splits(voc_dir):
+    apart, joined = (
+        open_dataset(name, data_dir=str(voc_dir)).split_files
+        for name in ("voc_xml", "voc_xml/trainval")
+    )
+    assert apart["test"] == joined["test"] == "ImageSets/Main/test.txt"
+    assert apart["validation"] == "ImageSets/Main/val.txt"
+    assert "validation" not in joined
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
         ("<annotation>", "<annotation", "c.xml: is no XML file"),
-        ("<ymax>5</ymax>", "", "c.xml: object 0 has no name or no box"),
-        ("<ymax>5</ymax>", "<ymax>five</ymax>", "c.xml: object 0 has no name or no box"),
-        ("<ymax>5</ymax>", "<ymax>inf</ymax>", "c.xml: object 0 has no name or no box"),
-        ("<name>dog</name>", "", "c.xml: object 0 has no name or no box"),
+        (
+            "<ymax>5</ymax>",
+            "",
+            "c.xml: object 0 has no ymax; expected a box of xmin, ymin, xmax, ymax",
+        ),
+        ("<ymax>5<", "<ymax>five<", "c.xml: object 0 has ymax 'five'; expected a number"),
+        ("<xmin>2<", "<xmin>a2<", "c.xml: object 0 has xmin 'a2'; expected a number"),
+        ("<ymax>5<", "<ymax>inf<", "c.xml: object 0 has ymax 'inf'; expected a number"),
+        ("<name>dog</name>", "", "c.xml: object 0 has no name"),
     ],
 )
 def test_files_that_cannot_be_read(voc_dir, old, new, message):

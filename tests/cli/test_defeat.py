@@ -162,16 +162,16 @@ def test_a_teacher_of_another_method_is_named(folder, tmp_path, capsys):
         ("backbone.width=8", "backbone.width 6; expected 8 (method.teacher.backbone.width)"),
         ("pyramid_features=4", "pyramid_features 12; expected 4 (method.teacher.pyramid_features)"),
         (
-            "backbone.name=resnet18",
-            "backbone.name 'resnet_narrow'; expected 'resnet18' (method.teacher.backbone.name)",
+            "backbone.name=resnet50",
+            "backbone.name 'resnet_narrow'; expected 'resnet50' (method.teacher.backbone.name)",
         ),
         (
             "region_features=16",
             "region_features 8; expected 16 (method.teacher.region_features)",
         ),
         (
-            "backbone.bottleneck=False",
-            "the default of backbone.bottleneck; expected False (method.teacher.backbone",
+            "backbone.bottleneck=True",
+            "the default of backbone.bottleneck; expected True (method.teacher.backbone",
         ),
     ],
 )

@@ -6,8 +6,9 @@ pixels. First the teacher:
   fgkd train --config configs/faster_rcnn_bccd.py:teacher --workdir runs/teacher --config.data.data_dir=BCCD
   fgkd export --workdir runs/teacher --output TEACHER
 
-`:imitation`, `:object`, `:background`, `:fine_grained` and `:gaussian` take something else from it;
-`configs/faster_rcnn_bccd.py` is the student alone. All of them are trained for as many steps.
+`:imitation`, `:object`, `:background`, `:fine_grained` and `:gaussian` take something else from it,
+and `:reference` what the released code takes for VOC; `configs/faster_rcnn_bccd.py` is the student
+alone. All of them are trained for as many steps.
 """
 
 from fgkd_jax.cli.detection_recipes import small_student

@@ -6,8 +6,9 @@ DeFeat: a narrow Faster R-CNN learns from a wider one, on drawn scenes of one to
   fgkd train --config configs/faster_rcnn_birds.py:teacher --workdir runs/teacher
   fgkd export --workdir runs/teacher --output TEACHER
 
-`:imitation`, `:object`, `:background`, `:fine_grained` and `:gaussian` take something else from it;
-`configs/faster_rcnn_birds.py` is the student alone. All of them are trained for as many steps.
+`:imitation`, `:object`, `:background`, `:fine_grained` and `:gaussian` take something else from it,
+and `:reference` what the released code takes for VOC; `configs/faster_rcnn_birds.py` is the student
+alone. All of them are trained for as many steps.
 """
 
 from fgkd_jax.cli.detection_recipes import small_student

@@ -6,8 +6,9 @@ DeFeat: a narrow RetinaNet learns from a wider one, on drawn scenes of one to si
   fgkd train --config configs/retinanet_birds.py:teacher --workdir runs/teacher
   fgkd export --workdir runs/teacher --output TEACHER
 
-`:imitation`, `:object`, `:background`, `:fine_grained` and `:gaussian` take something else from it;
-`configs/retinanet_birds.py` is the student alone. All of them are trained for as many steps.
+`:imitation`, `:object`, `:background`, `:fine_grained` and `:gaussian` take something else from it,
+and `:reference` what the released code takes for VOC; `configs/retinanet_birds.py` is the student
+alone. All of them are trained for as many steps.
 """
 
 from fgkd_jax.cli.detection_recipes import small_student

@@ -7,8 +7,8 @@ WEIGHTS a file of torchvision's ResNet-50, and TEACHER what `fgkd export` wrote 
 
   fgkd train --config configs/retinanet_coco.py:resnet101 --workdir runs/teacher ...
 
-`:imitation`, `:object`, `:background`, `:fine_grained` and `:gaussian` take something else from it;
-a network may follow after a comma.
+`:imitation`, `:object`, `:background`, `:fine_grained` and `:gaussian` take something else from it,
+and `:reference` what the released code takes for VOC; a network may follow after a comma.
 """
 
 from fgkd_jax.cli.detection_recipes import (

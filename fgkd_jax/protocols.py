@@ -330,6 +330,11 @@ class Taught(Protocol):
 
     teacher: Mapping[str, Any]
 
+    @property
+    def teaching(self) -> Method:
+        """The teacher as a method of its own: of the kind that the file holds, with its options."""
+        ...
+
 
 FROZEN = "frozen"
 """The collection that holds a teacher's collections: no gradient, no update, in no checkpoint."""

@@ -204,12 +204,19 @@ def test_controls_are_configs(name):
         ("pma_birds:bimodel", "no variant 'bimodel'; did you mean 'bimodal'"),
         ("pma_cub:vgg16,vgg19", "variant 'vgg16,vgg19' has both vgg16 and vgg19"),
         ("pma_cars:student", "pma_cars has no variant 'student'; expected one of resnet50, "),
-        ("defeat_faster_rcnn_bccd:imitate", "comparison 'imitate'; did you mean 'imitation'"),
+        (
+            "defeat_faster_rcnn_bccd:imitaton",
+            "defeat_faster_rcnn_bccd has no variant 'imitaton'; did you mean 'imitation'",
+        ),
         (
             "defeat_retinanet_coco:resnet50",
             "retinanet_coco has no variant 'resnet50'; did you mean",
         ),
-        ("defeat_faster_rcnn_coco:object,gaussian", "has two of a kind; expected one"),
+        (
+            "defeat_faster_rcnn_coco:object,gaussian",
+            "variant 'object,gaussian' has both object and gaussian",
+        ),
+        ("defeat_retinanet_coco:resnet152,resnet101", "has both resnet152 and resnet101"),
         ("defeat_faster_rcnn_voc:resnet152", "no variant 'resnet152'; did you mean 'resnet101'"),
         ("faster_rcnn_voc:resnet110", "no variant 'resnet110'; did you mean 'resnet101'"),
         ("classify_birds:longest", "no variant 'longest'; did you mean 'longer'"),

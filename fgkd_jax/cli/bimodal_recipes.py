@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from fgkd_jax.cli.recipes import NARROW, photographs
+from fgkd_jax.cli.recipes import NARROW, chosen, photographs
 from fgkd_jax.errors import UserError, nearest
 
 LEARNERS = ("bimodal", "vision", "text", "student")
@@ -45,25 +45,6 @@ def words_of(argument: str, *, owner: str, known: tuple[str, ...]) -> list[str]:
         if word not in known:
             raise UserError(f"{owner} has no variant {word!r}{nearest(word, known)}")
     return words
-
-
-def chosen(words: list[str], choices: tuple[str, ...]) -> str:
-    """Returns the word that is one of several choices.
-
-    Args:
-      words: of a config's argument.
-      choices: the first is the default.
-
-    Returns:
-      The choice.
-
-    Raises:
-      UserError: there are two of them.
-    """
-    found = [word for word in words if word in choices]
-    if len(found) > 1:
-        raise UserError(f"variant '{','.join(words)}' has both {found[0]} and {found[1]}")
-    return found[0] if found else choices[0]
 
 
 def attentive_photographs(

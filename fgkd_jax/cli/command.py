@@ -73,7 +73,7 @@ class Command:
         try:
             others = values([f"fgkd {self.name}", *arguments])[1:]
         except flags.UnrecognizedFlagError as error:
-            hint = nearest(error.flagname, list(values))
+            hint = nearest(f"--{error.flagname}", [f"--{name}" for name in values])
             raise UserError(f"fgkd {self.name} has no flag --{error.flagname}{hint}") from error
         except flags.Error as error:
             raise UserError(" ".join(str(error).split())) from error

@@ -15,8 +15,9 @@ from absl import flags
 from ml_collections import config_dict, config_flags
 
 import fgkd_jax
-from fgkd_jax.cli.experiment import Experiment, method_to_dict, parse_experiment
+from fgkd_jax.cli.experiment import DATA_OPTIONS, Experiment, method_to_dict, parse_experiment
 from fgkd_jax.cli.options import to_dict
+from fgkd_jax.data.options import DataOptions
 from fgkd_jax.errors import UserError, nearest
 
 
@@ -123,8 +124,23 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> Experiment:
         return experiment
     config = typed_config(experiment)
     config.method.name = method_to_dict(experiment.method)["name"]
+    before = config.copy_and_resolve_references()
     apply_overrides(config, overrides, open_sections=_mappings(experiment))
-    return parse_experiment(config.to_dict())
+    try:
+        return parse_experiment(config.to_dict())
+    except UserError as error:
+        raise UserError(f"{error}{_example(str(error), before, overrides)}") from error
+
+
+def _example(message: str, config: config_dict.ConfigDict, overrides: Sequence[str]) -> str:
+    """Shows the value that a tuple had before it was overridden, where the message is about it."""
+    for argument in overrides:
+        key = argument.removeprefix("--config.").partition("=")[0]
+        if key in _flat_names(config) and re.match(rf"config\.{re.escape(key)}(\[| is )", message):
+            holder, name = _holder(config, key)
+            if isinstance(holder[name], tuple) and holder[name]:
+                return f", as in {holder[name]!r}"
+    return ""
 
 
 def apply_overrides(
@@ -143,15 +159,13 @@ def apply_overrides(
     known = _flat_names(config)
     for argument in overrides:
         key = argument.removeprefix("--config.").partition("=")[0]
-        section, _, name = key.rpartition(".")
+        section = key.rpartition(".")[0]
         if key in known:
             continue
         if section not in open_sections:
             raise UserError(f"config has no option '{key}'{_nearest_option(key, known)}")
         # What takes these options knows which there are, and says so.
-        holder = config
-        for part in section.split("."):
-            holder = holder[part]
+        holder, name = _holder(config, key)
         holder[name] = config_dict.FieldReference(None, field_type=object)
     values = flags.FlagValues()
     arguments = ["fgkd", *overrides]
@@ -159,7 +173,40 @@ def apply_overrides(
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
         values(arguments)
     except (flags.Error, TypeError, ValueError, KeyError) as error:
-        raise UserError(f"cannot read an override: {' '.join(str(error).split())}") from error
+        raise _unreadable(error, config, overrides) from error
+
+
+_EXPECTED: Mapping[type, str] = {bool: "True or False", int: "a whole number", float: "a number"}
+"""What values of a type are called."""
+
+
+def _unreadable(
+    error: Exception, config: config_dict.ConfigDict, overrides: Sequence[str]
+) -> UserError:
+    """Says of the override that could not be read what its option takes."""
+    for argument in overrides:
+        key, _, value = argument.removeprefix("--config.").partition("=")
+        if not str(error).startswith(f"flag {argument}: "):
+            continue
+        holder, name = _holder(config, key)
+        kind = holder.get_type(name)
+        if kind in _EXPECTED:
+            return UserError(f"config.{key} is {value!r}; expected {_EXPECTED[kind]}")
+        if issubclass(kind, config_dict.ConfigDict):
+            inside = next(iter(holder[name]), "OPTION")
+            return UserError(
+                f"config.{key} is {value!r}; expected its options one by one, as in "
+                f"--config.{key}.{inside}=VALUE"
+            )
+    return UserError(f"cannot read an override: {' '.join(str(error).split())}")
+
+
+def _holder(config: config_dict.ConfigDict, key: str) -> tuple[config_dict.ConfigDict, str]:
+    """The section that an option is in, and its name there."""
+    *sections, name = key.split(".")
+    for section in sections:
+        config = config[section]
+    return config, name
 
 
 def _mappings(options: Any, prefix: str = "") -> list[str]:
@@ -182,13 +229,24 @@ def _flat_names(config: config_dict.ConfigDict, prefix: str = "") -> list[str]:
     return names
 
 
+_OF_DATA = {
+    field.name
+    for kind in (DataOptions, *DATA_OPTIONS.values())
+    for field in dataclasses.fields(kind)
+}
+"""Options of data, whatever the task."""
+
+
 def _nearest_option(key: str, known: Sequence[str]) -> str:
     """A hint for a wrong option: the whole path if one is close, else what its section has."""
+    section, _, last = key.rpartition(".")
+    inside = [name for name in known if name.rpartition(".")[0] == section]
+    if section == "data" and last in _OF_DATA:
+        # Spelt right, for another task: what is spelt alike does something else.
+        return f"; expected one of {', '.join(sorted(inside))}"
     hint = nearest(key, known)
     if "did you mean" in hint:
         return hint
-    section = key.rpartition(".")[0]
-    inside = [name for name in known if name.rpartition(".")[0] == section]
     return nearest(key, inside or [name for name in known if "." not in name])
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from fgkd_jax.cli.recipes import NO_RUN
+from fgkd_jax.cli.recipes import NO_RUN, chosen
 from fgkd_jax.errors import UserError, nearest
 from fgkd_jax.methods.defeat_detectors import TEACHING, TEACHING_TITLES, teaching
 
@@ -341,6 +341,7 @@ def small_student(name: str, variant: str, *, heads: str, scene: str, title: str
     Raises:
       UserError: the variant is not known.
     """
+    variant_of(f"{name}_{scene}", variant, TEACHING)
     taught = {"name": name, "teacher": {"backbone": dict(WIDE_BACKBONE)}, **teaching(variant)}
     told = f"{WIDTHS['student']}, {TEACHING_TITLES[variant]}, {SCENE_TITLES[scene]}"
     return narrow_detector(
@@ -383,18 +384,16 @@ def taught_by(
       UserError: the variant has an unknown word, or two of a kind.
     """
     words = [variant_of(name, word, (*TEACHING, *teachers)) for word in variant.split(",")]
-    networks = [word for word in words if word in teachers] or [teachers[0]]
-    kinds = [word for word in words if word in TEACHING] or ["defeat"]
-    if len(networks) > 1 or len(kinds) > 1:
-        raise UserError(f"variant {variant!r} of {name} has two of a kind; expected one")
+    network = chosen(words, teachers)
+    kind = chosen(words, tuple(TEACHING))
     kept = dict(options or {})
-    if kinds != ["defeat"]:
+    if kind != "defeat":
         kept.pop("compared_stages", None)
-    chosen = teaching(kinds[0])
-    if kinds == ["imitation"] and "object_weight" in kept:
-        chosen["object_weight"] = kept["object_weight"] + kept["background_weight"]
-    backbone = {**PUBLISHED["backbone"], "name": networks[0]}
+    taught = teaching(kind)
+    if kind == "imitation" and "object_weight" in kept:
+        taught["object_weight"] = kept["object_weight"] + kept["background_weight"]
+    backbone = {**PUBLISHED["backbone"], "name": network}
     return Taught(
-        {**kept, "teacher": {"backbone": backbone}, **chosen},
-        f"ResNet-50 from {NETWORK_TITLES[networks[0]]}, {TEACHING_TITLES[kinds[0]]}",
+        {**kept, "teacher": {"backbone": backbone}, **taught},
+        f"ResNet-50 from {NETWORK_TITLES[network]}, {TEACHING_TITLES[kind]}",
     )

@@ -18,6 +18,25 @@ NO_RUN = "not quoted: no run yet"
 """The published figure of a row that was never run."""
 
 
+def chosen(words: Sequence[str], choices: Sequence[str]) -> str:
+    """Returns the word that is one of several choices.
+
+    Args:
+      words: of a config's argument.
+      choices: the first is the default.
+
+    Returns:
+      The choice.
+
+    Raises:
+      UserError: there are two of them.
+    """
+    found = [word for word in words if word in choices]
+    if len(found) > 1:
+        raise UserError(f"variant '{','.join(words)}' has both {found[0]} and {found[1]}")
+    return found[0] if found else choices[0]
+
+
 def photographs(
     method: Mapping[str, Any],
     *,

@@ -120,7 +120,7 @@ def open_run(experiment: Experiment, *, dataset: Dataset) -> Run:
 
     Raises:
       UserError: the data set has no such split, the evaluation no such figure, the method another
-        number of classes, or there is no such file of weights.
+        number of classes, or a file of weights cannot be read or does not fit.
     """
     info = dataset.info
     for split in experiment.report.split.split("+"):
@@ -142,6 +142,7 @@ def open_run(experiment: Experiment, *, dataset: Dataset) -> Run:
 
     hashes = weight_hashes(experiment)
     described = describe(method, dataset)
+    spec = batch_spec(info, experiment.data, batch_size=train.batch_size)
     images = PipelineFeed(
         dataset=dataset,
         options=experiment.data,
@@ -154,14 +155,14 @@ def open_run(experiment: Experiment, *, dataset: Dataset) -> Run:
         evaluator=evaluator,
         feed=images,
         meta_feed=partial(images.train, split="meta") if experiment.meta_fraction else None,
-        spec=batch_spec(info, experiment.data, batch_size=train.batch_size),
+        spec=spec,
         mesh=make_mesh(experiment.mesh),
         placement=experiment.mesh,
         train=train,
         optimizer=experiment.optim,
         seed=experiment.seed,
         overlay=chained(
-            weights_overlay(experiment) if hashes else None,
+            weights_overlay(experiment, method, spec) if hashes else None,
             described.overlay if described else None,
         ),
         constants=described.constants if described else _constants(method, dataset),

@@ -104,7 +104,8 @@ def run_experiment(experiment: Any, *, workdir: str, job: Any = None) -> dict[st
     from fgkd_jax.cli import results, session
     from fgkd_jax.cli import workdir as folder
     from fgkd_jax.cli.processes import check_processes, open_same_data
-    from fgkd_jax.cli.weights import check_teacher, check_words
+    from fgkd_jax.cli.teachers import check_teacher
+    from fgkd_jax.cli.weights import check_files, check_words
     from fgkd_jax.train.distributed import Job
     from fgkd_jax.train.loop import Trainer, fit
     from fgkd_jax.train.processes import on_primary
@@ -112,6 +113,7 @@ def run_experiment(experiment: Any, *, workdir: str, job: Any = None) -> dict[st
     started, job = time.monotonic(), job or Job()
     check_processes(experiment, workdir=workdir)
     on_primary(lambda: folder.check(workdir, experiment))
+    check_files(experiment)
     dataset = open_same_data(experiment)
     session.check_batches(experiment, dataset)
     check_teacher(experiment, dataset)

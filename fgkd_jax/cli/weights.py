@@ -1,19 +1,22 @@
 """The files of weights that a run needs: what it starts from, and its teacher."""
 
 import sys
+from pathlib import Path
+from typing import Any
 
 import jax
 
 from fgkd_jax.cli.experiment import Experiment
+from fgkd_jax.cli.teachers import differing_option
 from fgkd_jax.data.base import Dataset
-from fgkd_jax.data.vocabulary import Vocabulary, check_vocabulary
+from fgkd_jax.data.vocabulary import check_vocabulary
 from fgkd_jax.errors import UserError
-from fgkd_jax.protocols import FROZEN, Taught
+from fgkd_jax.protocols import FROZEN, Method, Taught
 from fgkd_jax.train.checkpoint import Checkpointer
-from fgkd_jax.train.init import Overlay
-from fgkd_jax.train.pretrained import load_exported, load_pretrained
-from fgkd_jax.train.weight_files import file_sha256, load_metadata
-from fgkd_jax.typing import Variables
+from fgkd_jax.train.init import Overlay, abstract_variables
+from fgkd_jax.train.pretrained import PretrainedReport, load_exported, load_pretrained
+from fgkd_jax.train.weight_files import READERS, file_sha256
+from fgkd_jax.typing import Batch, Variables
 
 VOCABULARY = "vocabulary fingerprint"
 """What a checkpoint calls the hash of the words that its run numbers."""
@@ -49,17 +52,57 @@ def weight_hashes(experiment: Experiment) -> dict[str, str]:
     }
 
 
-def weights_overlay(experiment: Experiment) -> Overlay:
-    """Makes the function that puts trained arrays in place of initial ones.
+def check_files(experiment: Experiment) -> None:
+    """Raises at once where a file of weights is lacking, superfluous, missing, or of another kind.
 
     Args:
       experiment: names the files.
 
+    Raises:
+      UserError: the method needs a teacher and is given no file, or the other way round; or what is
+        named is no file that weights are read from.
+    """
+    teacher = experiment.pretrained.teacher
+    taught = isinstance(experiment.method, Taught)
+    if teacher and not taught:
+        raise UserError(f"pretrained.teacher is {teacher}, but the method has no teacher")
+    if taught and not teacher:
+        raise UserError(
+            "the method learns from a frozen teacher, but pretrained.teacher is empty; expected a "
+            "file of its weights, as fgkd export writes it"
+        )
+    options = experiment.pretrained
+    others = {f"others.{part}": path for part, path in options.others.items()}
+    for option, path in {"path": options.path, **others, "teacher": teacher}.items():
+        if path and Path(path).suffix not in READERS:
+            raise UserError(
+                f"pretrained.{option} is {path}, not a weights file; "
+                f"expected one of {', '.join(READERS)}"
+            )
+        if path and not Path(path).is_file():
+            raise UserError(f"pretrained.{option} is {path}, but there is no such file")
+
+
+def weights_overlay(experiment: Experiment, method: Method, spec: Batch) -> Overlay:
+    """Reads the files, and makes the function that puts their arrays in place of initial ones.
+
+    The arrays are laid over the shapes of the variables first, so that what does not fit is told
+    before anything is compiled.
+
+    Args:
+      experiment: names the files.
+      method: with the sizes of its data set.
+      spec: `jax.ShapeDtypeStruct` by batch key.
+
     Returns:
-      Of variables, those with the arrays of all files, the teacher's too.
+      Of variables, those with the arrays of all files, the teacher's too. The arrays are held until
+      it is called; a second call reads the files again.
+
+    Raises:
+      UserError: a file cannot be read, or does not fit.
     """
 
-    def overlay(variables: Variables) -> Variables:
+    def read(variables: Variables) -> Variables:
         for part, path in _weight_files(experiment).items():
             has_head = part == "backbone" and "head" in variables["params"]
             variables, notes = load_pretrained(
@@ -73,52 +116,40 @@ def weights_overlay(experiment: Experiment) -> Overlay:
             )
             say(str(notes))
         if experiment.pretrained.teacher:
-            frozen, notes = load_exported(variables[FROZEN], experiment.pretrained.teacher)
+            frozen, notes = _load_teacher(method, variables[FROZEN], experiment, spec)
             say(f"teacher: {notes}")
             variables = {**variables, FROZEN: frozen}
         return variables
 
+    held = [read(abstract_variables(method, spec))]
+
+    def overlay(variables: Variables) -> Variables:
+        if not held:
+            return read(variables)
+        found = held.pop()
+        return {
+            name: jax.tree.map(_laid, found[name], initial) for name, initial in variables.items()
+        }
+
     return overlay
 
 
-def check_teacher(experiment: Experiment, dataset: Dataset) -> None:
-    """Raises before a run begins where its method lacks the teacher it needs.
+def _laid(found: Any, initial: Any) -> Any:
+    """What a file had for a variable; its initial value where that was nothing."""
+    return initial if isinstance(found, jax.ShapeDtypeStruct) else found
 
-    Args:
-      experiment: the experiment.
-      dataset: its data set.
 
-    Raises:
-      UserError: the method needs a teacher and is given no file, or the other way round, or the
-        file says that the teacher knows other classes or numbers words otherwise.
-    """
+def _load_teacher(
+    method: Any, variables: Variables, experiment: Experiment, spec: Batch
+) -> tuple[Variables, PretrainedReport]:
     path = experiment.pretrained.teacher
-    if not isinstance(experiment.method, Taught):
-        if path:
-            raise UserError(f"pretrained.teacher is {path}, but the method has no teacher")
-        return
-    if not path:
-        raise UserError(
-            "the method learns from a frozen teacher, but pretrained.teacher is empty; expected a "
-            "file of its weights, as fgkd export writes it"
-        )
-    metadata = load_metadata(path)
-    known, words = metadata.get("class_names"), metadata.get("vocabulary")
-    if words and dataset.info.vocabulary and experiment.text:
-        theirs = Vocabulary(tuple(words)).fingerprint
-        check_vocabulary(dataset.info.vocabulary, theirs, owner=f"the teacher {path}")
-    classes = dataset.info.class_names
-    if known and len(known) != len(classes):
-        raise UserError(
-            f"the teacher {path} knows {len(known)} classes; expected {len(classes)}, those of "
-            f"{dataset.info.name}"
-        )
-    for i, (their, ours) in enumerate(zip(known or (), classes, strict=False)):
-        if their != ours:
-            raise UserError(
-                f"class {i} of the teacher {path} is {their!r}; expected {ours!r}, as in "
-                f"{dataset.info.name}"
-            )
+    try:
+        return load_exported(variables, path)
+    except UserError as error:
+        reason = differing_option(method, path, spec)
+        if reason is None:
+            raise
+        raise UserError(reason) from error
 
 
 def check_words(checkpointer: Checkpointer, dataset: Dataset, experiment: Experiment) -> None:

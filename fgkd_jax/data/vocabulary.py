@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 
 import numpy as np
 
@@ -75,22 +76,35 @@ def build_vocabulary(
     return Vocabulary(tuple(word for _, word in ranked[:max_size]))
 
 
-def check_vocabulary(ours: Vocabulary, fingerprint: str | None, *, owner: str) -> None:
+def check_vocabulary(ours: Vocabulary, theirs: Vocabulary | str | None, *, owner: str) -> None:
     """Refuses numbers that were given by another vocabulary.
 
     Args:
       ours: the data set's.
-      fingerprint: of the vocabulary that something was trained with; None where that is unknown.
+      theirs: what something was trained with, or its fingerprint alone; None where that is unknown.
       owner: what was trained, for the message.
 
     Raises:
       UserError: it is another one.
     """
-    if fingerprint is not None and fingerprint != ours.fingerprint:
-        raise UserError(
-            f"{owner} was trained with the vocabulary {fingerprint}; expected {ours.fingerprint}, "
-            f"the {len(ours)} words of this data set"
+    fingerprint = theirs.fingerprint if isinstance(theirs, Vocabulary) else theirs
+    if fingerprint is None or fingerprint == ours.fingerprint:
+        return
+    told, differs = fingerprint, ""
+    if isinstance(theirs, Vocabulary):
+        told = f"{fingerprint} of {len(theirs)} words"
+        there, here = next(
+            pair for pair in zip_longest(theirs.words, ours.words) if pair[0] != pair[1]
         )
+        differs = f"; the first that differs is {_quoted(there)} there and {_quoted(here)} here"
+    raise UserError(
+        f"{owner} was trained with the vocabulary {told}; expected {ours.fingerprint}, "
+        f"the {len(ours)} words of this data set{differs}"
+    )
+
+
+def _quoted(word: str | None) -> str:
+    return "missing" if word is None else repr(word)
 
 
 def encode_phrases(

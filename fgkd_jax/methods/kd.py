@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import jax
 
 from fgkd_jax.losses.distillation import knowledge_distillation
-from fgkd_jax.methods.classifier import ClassifierNetwork
+from fgkd_jax.methods.classifier import Classifier, ClassifierNetwork
 from fgkd_jax.methods.taught import TaughtOptions
 from fgkd_jax.models.backbones import backbone_from
 from fgkd_jax.ops.preprocess import normalize_image
@@ -53,6 +53,16 @@ class KD(TaughtOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         backbone_from(self.teacher, owner="teacher")  # a wrong option is told at once
+
+    @property
+    def teaching(self) -> Classifier:
+        """The teacher's method."""
+        return Classifier(
+            num_classes=self.num_classes,
+            backbone=self.teacher,
+            image_mean=self.teacher_mean or self.image_mean,
+            image_std=self.teacher_std or self.image_std,
+        )
 
     @property
     def teacher_network(self) -> ClassifierNetwork:

@@ -46,10 +46,10 @@ class PMAStudent(TaughtOptions):
         for name in self.teacher:
             if name not in names:
                 raise UserError(f"teacher.{name} is not an option{nearest(name, names)}")
-        _ = self.teacher_method  # a wrong option is told at once
+        _ = self.teaching  # a wrong option is told at once
 
     @property
-    def teacher_method(self) -> PMA:
+    def teaching(self) -> PMA:
         """The teacher's method."""
         return PMA(
             **{
@@ -71,7 +71,7 @@ class PMAStudent(TaughtOptions):
         Returns:
           Its collections.
         """
-        return self.teacher_method.init(key, batch)
+        return self.teaching.init(key, batch)
 
     def teach(self, frozen: Variables, image: Array, batch: Batch) -> Array:
         """Asks the teacher.
@@ -84,7 +84,7 @@ class PMAStudent(TaughtOptions):
         Returns:
           Its logits, float32 [b, k], through which no gradient passes.
         """
-        return self.teacher_method.teach(frozen, image, batch)
+        return self.teaching.teach(frozen, image, batch)
 
     def distillation(
         self, logits: Float[Array, "b k"], taught: Float[Array, "b k"]

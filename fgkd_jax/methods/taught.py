@@ -14,7 +14,7 @@ from fgkd_jax.methods.classifier import ClassifierNetwork, check_network, export
 from fgkd_jax.methods.image_options import ImageOptions
 from fgkd_jax.methods.mutual import loss_term, masked
 from fgkd_jax.models.backbones import backbone_from
-from fgkd_jax.protocols import FROZEN, Exported, LossOutput, split_variables
+from fgkd_jax.protocols import FROZEN, Exported, LossOutput, Method, split_variables
 from fgkd_jax.typing import Array, Batch, Float, Key, Variables
 
 
@@ -58,6 +58,11 @@ class TaughtOptions(ImageOptions):
             num_classes=self.num_classes or 1,
             dropout=self.dropout,
         )
+
+    @property
+    def teaching(self) -> Method:
+        """The teacher as a method of its own."""
+        raise NotImplementedError
 
     def init_teacher(self, key: Key[Array, ""], batch: Batch) -> Variables:
         """Initialises the teacher; trained weights replace them.

@@ -35,11 +35,7 @@ def load_arrays(path: str | PathLike[str]) -> dict[str, np.ndarray]:
       UserError: no such file, another kind of file, a damaged one, one without arrays, or PyTorch
         is needed and not installed.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise UserError(f"{path}: no such file")
-    if file.suffix not in READERS:
-        raise UserError(f"{path}: not a weights file; expected one of {', '.join(READERS)}")
+    file = _existing(path)
     try:
         arrays = READERS[file.suffix](file)
     except UserError:
@@ -121,11 +117,9 @@ def load_metadata(path: str | PathLike[str]) -> dict[str, Any]:
       The JSON values; none where the file has none of ours.
 
     Raises:
-      UserError: no such file, or a damaged one.
+      UserError: no such file, another kind of file, or a damaged one.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise UserError(f"{path}: no such file")
+    file = _existing(path)
     if file.suffix not in WRITERS:
         return {}
     try:
@@ -139,6 +133,15 @@ def load_metadata(path: str | PathLike[str]) -> dict[str, Any]:
     except Exception as error:  # what a decoder raises on damaged bytes is anyone's guess
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: its metadata is not readable: {reason}") from error
+
+
+def _existing(path: str | PathLike[str]) -> Path:
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"{path}: no such file")
+    if file.suffix not in READERS:
+        raise UserError(f"{path}: not a weights file; expected one of {', '.join(READERS)}")
+    return file
 
 
 def file_sha256(path: str | PathLike[str]) -> str:

@@ -58,7 +58,10 @@ def folder(tmp_path_factory):
     write_split(root, "train", first=100)
     write_split(root, "test", first=200)
     taught = {**PLAIN, "name": "defeat_faster_rcnn", "teacher": WIDE, "compared_stages": (2,)}
-    for name, method in (("teacher", {**PLAIN, **WIDE}), ("student", taught), ("alone", PLAIN)):
+    dense = {"name": "defeat_retinanet", "backbone": TINY, "frozen_stages": 0,
+             "pyramid_stages": (1, 2), "teacher": {}}  # fmt: skip
+    methods = {"teacher": {**PLAIN, **WIDE}, "student": taught, "alone": PLAIN, "dense": dense}
+    for name, method in methods.items():
         (root / f"{name}.py").write_text(CONFIG % (method, str(root)))
     run = str(root / "teacher")
     assert main(["train", "--config", str(root / "teacher.py"), "--workdir", run]) == 0
@@ -66,17 +69,27 @@ def folder(tmp_path_factory):
     return root
 
 
-def train(folder, workdir, teacher, config="student"):
+def train(folder, workdir, teacher, config="student", overrides=()):
     arguments = ["train", "--config", str(folder / f"{config}.py"), "--workdir", str(workdir)]
-    return main([*arguments, *([f"--config.pretrained.teacher={teacher}"] if teacher else [])])
+    given = [f"--config.pretrained.teacher={teacher}"] if teacher else []
+    return main([*arguments, *given, *(f"--config.{one}" for one in overrides)])
 
 
-def test_a_student_is_trained_and_exported_as_a_plain_detector(folder, tmp_path, capsys):
+def test_a_student_is_trained_and_exported_as_a_plain_detector(
+    folder, tmp_path, capsys, monkeypatch
+):
     from fgkd_jax.cli.export import load_network
     from fgkd_jax.cli.results import restore
 
+    read = []
+    monkeypatch.setattr(
+        "fgkd_jax.train.pretrained.load_arrays", lambda path: read.append(path) or load_arrays(path)
+    )
     run = tmp_path / "student"
     assert train(folder, run, folder / "t.safetensors") == 0
+    assert read == [str(folder / "t.safetensors")]
+    # What is trained has been taught by what the file holds, not by a network of random weights.
+    assert f"teacher: {read[0]} (sha256 " in capsys.readouterr().err
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     first = next(row for row in rows if row["split"] == "train")
     parts = {"head_object", "head_background", "neck_object_0", "neck_background_2"}
@@ -121,6 +134,103 @@ def test_wrong_teachers_are_told_in_one_line(folder, tmp_path, capsys):
     line = refused(capsys, train(folder, run, tmp_path / "fewer.npz"))
     assert "missing: params/region_head/" in line
     assert not run.exists()
+
+
+class Reached(Exception):
+    """What follows would be compiled."""
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
+    def stop(self, run):
+        raise Reached
+
+    monkeypatch.setattr("fgkd_jax.train.loop.Trainer.__init__", stop)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_teacher_of_another_method_is_named(folder, tmp_path, capsys):
+    good = folder / "t.safetensors"
+    line = refused(capsys, train(folder, tmp_path / "run", good, config="dense"))
+    assert line.endswith(f"the teacher {good} is a faster_rcnn; expected a retinanet")
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("backbone.width=8", "backbone.width 6; expected 8 (method.teacher.backbone.width)"),
+        ("pyramid_features=4", "pyramid_features 12; expected 4 (method.teacher.pyramid_features)"),
+        (
+            "backbone.name=resnet50",
+            "backbone.name 'resnet_narrow'; expected 'resnet50' (method.teacher.backbone.name)",
+        ),
+        (
+            "region_features=16",
+            "region_features 8; expected 16 (method.teacher.region_features)",
+        ),
+        (
+            "backbone.bottleneck=True",
+            "the default of backbone.bottleneck; expected True (method.teacher.backbone",
+        ),
+    ],
+)
+def test_the_option_is_named_in_which_a_teacher_does_not_fit(
+    folder, tmp_path, capsys, override, message
+):
+    good = folder / "t.safetensors"
+    # What changes no tensor is not what it is told by.
+    overrides = [f"method.teacher.{one}" for one in ("max_detections=7", override)]
+    line = refused(capsys, train(folder, tmp_path / "run", good, overrides=overrides))
+    assert f"the teacher {good} has {message}" in line
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_options_that_change_no_tensor_may_differ(folder, tmp_path):
+    overrides = [f"method.teacher.{one}" for one in ("max_detections=7", "score_threshold=0.3")]
+    with pytest.raises(Reached):
+        train(folder, tmp_path / "run", folder / "t.safetensors", overrides=overrides)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_file_without_metadata_is_told_by_its_tensors(folder, tmp_path, capsys):
+    path = tmp_path / "bare.npz"
+    save_arrays(path, load_arrays(folder / "t.safetensors"), metadata={})
+    overrides = ["method.teacher.backbone.width=8"]
+    line = refused(capsys, train(folder, tmp_path / "run", path, overrides=overrides))
+    assert f"{path}: of " in line
+    assert "misshapen: params/" in line
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("option", ["path", "others.backbone", "teacher"])
+def test_weights_that_do_not_fit_are_told_before_anything_is_compiled(
+    folder, tmp_path, capsys, option
+):
+    path = tmp_path / "wrong.npz"
+    save_arrays(path, {"conv1.weight": np.zeros((1, 2, 3, 4), np.float32)}, metadata={})
+    teacher = folder / "t.safetensors"
+    overrides = [f"pretrained.{option}={path}"]
+    line = refused(capsys, train(folder, tmp_path / "run", teacher, overrides=overrides))
+    assert f"{path}: of 1 tensors, missing: " in line
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("option", ["path", "others.backbone", "teacher"])
+def test_what_is_no_file_of_weights_is_told_at_once(folder, tmp_path, capsys, monkeypatch, option):
+    def opened(experiment):
+        raise Reached
+
+    monkeypatch.setattr("fgkd_jax.cli.processes.open_same_data", opened)
+    teacher, readme = folder / "t.safetensors", tmp_path / "README.md"
+    readme.write_text("# Weights")
+    for path, message in (
+        (readme, "not a weights file; expected one of .safetensors, .npz, .pt, "),
+        (tmp_path / "none.npz", "but there is no such file"),
+    ):
+        overrides = [f"pretrained.{option}={path}"]
+        line = refused(capsys, train(folder, tmp_path / "run", teacher, overrides=overrides))
+        assert f"error: pretrained.{option} is {path}, {message}" in line
 
 
 @pytest.mark.parametrize("name", ["defeat_faster_rcnn_coco", "defeat_retinanet_coco"])

@@ -236,7 +236,15 @@ def refused(capsys, status):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("--config.data.image_size=8", "no option 'data.image_size'"),
+        (
+            "--config.data.image_size=8",
+            "no option 'data.image_size'; expected one of data.buckets, data.crop",
+        ),
+        ("--config.data.imgs=8", "config has no option 'data.imgs'; expected one of data.buckets"),
+        ("--config.data.least_sied=8", "'data.least_sied'; did you mean 'data.least_side'?"),
+        ("--config.data.buckets=32", "[0] is 32; expected (int, int), as in ((24, 32),"),
+        ("--config.data.buckets=(32,32)", "[0] is 32; expected (int, int), as in ((24, 32),"),
+        ("--config.data.buckets=((24,32))", "[0] is 24; expected (int, int), as in ((24, 32),"),
         ("--config.data.buckets=((0, 8),)", "buckets"),
         ("--config.features.views=1", "features of scenes with boxes are not stored"),
         ("--config.report.split=testing", "report.split is 'testing'; did you mean 'test'"),

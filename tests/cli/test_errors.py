@@ -55,7 +55,19 @@ def finished(config, tmp_path_factory):
             "no option 'trian.steps'; did you mean 'train.steps'?",
         ),
         ("--config.optim.name=sdg", "config.optim.name is 'sdg'; did you mean 'sgd'?"),
-        ("--config.train.steps=many", "train.steps=many"),
+        ("--config.train.steps=abc", "config.train.steps is 'abc'; expected a whole number"),
+        ("--config.train.steps=1.5", "config.train.steps is '1.5'; expected a whole number"),
+        ("--config.optim.momentum=abc", "config.optim.momentum is 'abc'; expected a number"),
+        ("--config.optim.nesterov=maybe", "optim.nesterov is 'maybe'; expected True or False"),
+        ("--config.method.backbone.width=4=5", "width is '4=5'; expected a whole number"),
+        (
+            "--config.train=3",
+            "config.train is '3'; expected its options one by one, as in --config.train.",
+        ),
+        (
+            "--config.data.crop_scale=0.5",
+            "crop_scale is (0.5,); expected (float, float), as in (0.08, 1.0)",
+        ),
         ("--config.train.steps", "--config.train.steps has no value"),
         ("--config.train.steps=0", "config.train: steps is 0; expected at least 1"),
         (
@@ -102,7 +114,8 @@ def test_stored_features_cannot_come_in_groups(config, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["trian"], "fgkd has no command 'trian'; did you mean 'train'?"),
-        (["train", "--cofig", "x"], "fgkd train has no flag --cofig; did you mean 'config'?"),
+        (["train", "--cofig", "x"], "fgkd train has no flag --cofig; did you mean '--config'?"),
+        (["eval", "--spilt", "x"], "fgkd eval has no flag --spilt; did you mean '--split'?"),
         (["train", "--workdir", "x"], "fgkd train needs --config"),
         (["train", "x"], "fgkd train takes no argument 'x'"),
         (

@@ -92,6 +92,15 @@ def test_a_vocabulary_of_another_run_is_refused():
     message = f"the teacher was trained with the vocabulary {theirs.fingerprint}; expected {ours.fingerprint}, the 7 words"  # noqa: E501
     with pytest.raises(UserError, match=message):
         check_vocabulary(ours, theirs.fingerprint, owner="the teacher")
+    message = f"{theirs.fingerprint} of 5 words; expected {ours.fingerprint}, the 7 words of this data set; the first that differs is 'wing' there and 'bill' here"  # noqa: E501
+    with pytest.raises(UserError, match=message):
+        check_vocabulary(ours, theirs, owner="the teacher")
+    fewer = Vocabulary(ours.words[:-1])
+    with pytest.raises(UserError, match="the first that differs is 'wing' there and missing here"):
+        check_vocabulary(fewer, ours, owner="the teacher")
+    with pytest.raises(UserError, match="the first that differs is missing there and 'wing' here"):
+        check_vocabulary(ours, fewer, owner="the teacher")
+    check_vocabulary(ours, Vocabulary(ours.words), owner="the teacher")
     with pytest.raises(UserError, match="the vocabulary has 'a' 2 times; expected words once"):
         Vocabulary(("a", "b", "a"))
 

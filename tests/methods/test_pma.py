@@ -243,11 +243,11 @@ def test_no_gradient_reaches_the_teacher(batch, variables):
 
 def test_a_teacher_may_want_images_normalised_otherwise(batch, variables):
     student = make_student()
-    assert student.teacher_method.image_mean == student.image_mean
+    assert student.teaching.image_mean == student.image_mean
     other = make_student(teacher={**student.teacher, "image_mean": (0.1, 0.2, 0.3)})
-    assert other.teacher_method.image_mean == (0.1, 0.2, 0.3)
+    assert other.teaching.image_mean == (0.1, 0.2, 0.3)
     taught = [
-        one.teacher_method.teach(variables["student"][FROZEN], batch["image"], batch)
+        one.teaching.teach(variables["student"][FROZEN], batch["image"], batch)
         for one in (student, other)
     ]
     assert not np.allclose(*taught, atol=1e-4)

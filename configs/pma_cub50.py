@@ -2,7 +2,7 @@
 
 PMA on images alone, with MobileNetV2 from ImageNet weights on CUB-200-2011 or a part of it, at 224
 x 224 pixels: 16 blocks of a map of 7 x 7. The early stages stay as they are. `:plain` is the same
-backbone without attention, trained alike.
+backbone without attention, trained as long.
 """
 
 from fgkd_jax.cli.recipes import small_cub
@@ -13,9 +13,11 @@ TITLES = {
     "plain": "MobileNetV2 fine-tuned, 224 x 224, without stored features",
 }
 FROZEN_STAGES = 4
-HEAD_RATE = 3.0
-"""Times the backbone's; attention learns at the backbone's. At 10 for both, scores overshoot during
-the warm-up, and attention ends on blocks whose features are small: those without a bird."""
+HEAD_RATES = {"vision": 3.0, "plain": 10.0}
+"""The classifier's rate over the backbone's; attention learns at the backbone's. At 10 for both,
+scores overshoot during the warm-up, and attention ends on blocks whose features are small: those
+without a bird. Without attention 3 is no better: 72.0% of the validation split, where
+`classify_cub50`, the same network at 10, has 74.7%."""
 
 
 def get_config(variant="vision"):
@@ -34,7 +36,7 @@ def get_config(variant="vision"):
         image_size=224,
         rules=(
             {"pattern": f"^backbone/stage[0-{FROZEN_STAGES - 1}]/", "frozen": True},
-            {"pattern": "^(head|classifier)/", "learning_rate_scale": HEAD_RATE},
+            {"pattern": "^(head|classifier)/", "learning_rate_scale": HEAD_RATES[variant]},
         ),
         every_steps=100,
         report={

@@ -238,16 +238,23 @@ _OF_DATA = {
 
 
 def _nearest_option(key: str, known: Sequence[str]) -> str:
-    """A hint for a wrong option: the whole path if one is close, else what its section has."""
+    """A hint for a wrong option: by its name in its section, or elsewhere; else by its path."""
     section, _, last = key.rpartition(".")
-    inside = [name for name in known if name.rpartition(".")[0] == section]
+    inside = sorted(name for name in known if name.rpartition(".")[0] == section)
+    expected = f"; expected one of {', '.join(inside)}"
     if section == "data" and last in _OF_DATA:
         # Spelt right, for another task: what is spelt alike does something else.
-        return f"; expected one of {', '.join(sorted(inside))}"
+        return expected
+    if inside:
+        hint = nearest(last, [name.rpartition(".")[2] for name in inside])
+        if "did you mean" in hint:
+            return hint.replace("'", f"'{section}." if section else "'", 1)
+        elsewhere = [name for name in known if name.rpartition(".")[2] == last]
+        return nearest(key, elsewhere) if elsewhere else expected
     hint = nearest(key, known)
     if "did you mean" in hint:
         return hint
-    return nearest(key, inside or [name for name in known if "." not in name])
+    return nearest(key, [name for name in known if "." not in name])
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -23,7 +23,7 @@ classes, image size, mean and std), and other runs start from it or learn from i
     --config.pretrained.path=mcl.safetensors
 
   fgkd export --workdir runs/teacher --output teacher.safetensors
-  fgkd train --config configs/defeat_faster_rcnn_birds.py --workdir runs/defeat \
+  fgkd train --config configs/defeat_faster_rcnn_birds.py --workdir runs/defeat \\
     --config.pretrained.teacher=teacher.safetensors
 
 --names torch writes a classifier's tensors as torchvision and the like name and lay them out, for

@@ -154,14 +154,19 @@ def run_experiment(experiment: Any, *, workdir: str, job: Any = None) -> dict[st
             "images_left_out": left_out(),
             "pictures": on_primary(lambda: _draw(experiment, workdir)),
             "versions": results.versions(),
-            "timing": {
-                "seconds": round(time.monotonic() - started, 1),
-                "resumed_from_step": start,
-                "train_step_compilations": trainer.train_step.traces,
-            },
+            "timing": _timing(started, start, trainer),
         }
     on_primary(lambda: folder.write_json(Path(workdir) / folder.SUMMARY_FILE, summary))
     return summary
+
+
+def _timing(started: float, start: int, trainer: Any) -> dict[str, Any]:
+    """How long a run took, since a moment and from a step on, and how often it was compiled."""
+    return {
+        "seconds": round(time.monotonic() - started, 1),
+        "resumed_from_step": start,
+        "train_step_compilations": trainer.train_step.traces,
+    }
 
 
 def _evaluate(

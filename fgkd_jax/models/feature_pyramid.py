@@ -95,5 +95,5 @@ def enlarge(x: Float[Array, "b h w c"], *, size: tuple[int, ...]) -> Float[Array
         if new == 2 * old:
             x = jnp.repeat(x, 2, axis=axis)
         else:
-            x = jnp.take(x, nearest_rows(old, new), axis=axis)
+            x = jnp.take(x, nearest_rows(old=old, new=new), axis=axis)
     return x

@@ -115,7 +115,7 @@ def valid_anchors(
     _check_grid(stride, size)
     if per_cell < 1:
         raise UserError(f"per_cell is {per_cell}; expected at least 1")
-    cells = ceil_divide(image_size, stride)[..., None]
+    cells = ceil_divide(image_size, divisor=stride)[..., None]
     row, column = (
         _lead(jnp.arange(extent), image_size.ndim) < cells[..., axis, :]
         for axis, extent in enumerate(size)

@@ -50,7 +50,7 @@ def box_mask(
              [0, 0, 0]], dtype=int32)
     """
     _check(boxes, valid, stride, size)
-    cells = truncate_divide(boxes, stride).astype(jnp.int32)
+    cells = truncate_divide(boxes, divisor=stride).astype(jnp.int32)
     first = jnp.maximum(cells[..., :2], 0)
     last = cells[..., 2:]
     thin = first == last
@@ -251,7 +251,9 @@ def resize_mask(mask: Bool[Array, "*b h w"], *, size: tuple[int, int]) -> Bool[A
     """
     if mask.ndim < 2 or 0 in mask.shape[-2:] or min(size) < 1:
         raise UserError(f"mask of shape {mask.shape} to {size}; expected [*b, h, w], none empty")
-    rows, columns = (nearest_rows(old, new) for new, old in zip(size, mask.shape[-2:], strict=True))
+    rows, columns = (
+        nearest_rows(old=old, new=new) for new, old in zip(size, mask.shape[-2:], strict=True)
+    )
     return mask[..., rows, :][..., columns]
 
 

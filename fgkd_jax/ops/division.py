@@ -11,7 +11,7 @@ import numpy as np
 from fgkd_jax.typing import Array, Num
 
 
-def ceil_divide(x: Num[Array, "*n"], divisor: float) -> Num[Array, "*n"]:
+def ceil_divide(x: Num[Array, "*n"], *, divisor: float) -> Num[Array, "*n"]:
     """Returns the least whole number that is at least x / divisor.
 
     Args:
@@ -21,14 +21,17 @@ def ceil_divide(x: Num[Array, "*n"], divisor: float) -> Num[Array, "*n"]:
     Returns:
       Whole numbers, in the dtype of x, floating at least.
 
+    Source:
+      IEEE 754, whose correctly rounded quotient has this whole part.
+
     Example:
-      >>> ceil_divide(jnp.array([20.0, 21.0, 22.0]), 7)
+      >>> ceil_divide(jnp.array([20.0, 21.0, 22.0]), divisor=7)
       Array([3., 3., 4.], dtype=float32)
     """
-    return -floor_divide(-x, divisor)
+    return -floor_divide(-x, divisor=divisor)
 
 
-def floor_divide(x: Num[Array, "*n"], divisor: float) -> Num[Array, "*n"]:
+def floor_divide(x: Num[Array, "*n"], *, divisor: float) -> Num[Array, "*n"]:
     """Returns the greatest whole number that is at most x / divisor.
 
     Args:
@@ -38,8 +41,11 @@ def floor_divide(x: Num[Array, "*n"], divisor: float) -> Num[Array, "*n"]:
     Returns:
       Whole numbers, in the dtype of x, floating at least.
 
+    Source:
+      IEEE 754, whose correctly rounded quotient has this whole part.
+
     Example:
-      >>> floor_divide(jnp.array([-1.0, 20.0, 21.0]), 7)
+      >>> floor_divide(jnp.array([-1.0, 20.0, 21.0]), divisor=7)
       Array([-1.,  2.,  3.], dtype=float32)
     """
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -48,7 +54,7 @@ def floor_divide(x: Num[Array, "*n"], divisor: float) -> Num[Array, "*n"]:
     return jnp.where((whole + 1) * divisor <= wide, whole + 1, whole)
 
 
-def truncate_divide(x: Num[Array, "*n"], divisor: float) -> Num[Array, "*n"]:
+def truncate_divide(x: Num[Array, "*n"], *, divisor: float) -> Num[Array, "*n"]:
     """Returns x / divisor without what is behind the point: rounded towards 0.
 
     Args:
@@ -58,14 +64,17 @@ def truncate_divide(x: Num[Array, "*n"], divisor: float) -> Num[Array, "*n"]:
     Returns:
       Whole numbers, in the dtype of x, floating at least.
 
+    Source:
+      IEEE 754, whose correctly rounded quotient has this whole part.
+
     Example:
-      >>> truncate_divide(jnp.array([-8.0, 6.5, 41.0]), 7)
+      >>> truncate_divide(jnp.array([-8.0, 6.5, 41.0]), divisor=7)
       Array([-1.,  0.,  5.], dtype=float32)
     """
-    return jnp.sign(x) * floor_divide(jnp.abs(x), divisor)
+    return jnp.sign(x) * floor_divide(jnp.abs(x), divisor=divisor)
 
 
-def nearest_rows(old: int, new: int) -> np.ndarray:
+def nearest_rows(*, old: int, new: int) -> np.ndarray:
     """Returns the row that each row of an enlarged or reduced map is read from.
 
     Args:
@@ -79,7 +88,7 @@ def nearest_rows(old: int, new: int) -> np.ndarray:
       `interpolate(mode="nearest")` of PyTorch, whose rounding it has.
 
     Example:
-      >>> nearest_rows(3, 5).tolist()
+      >>> nearest_rows(old=3, new=5).tolist()
       [0, 0, 1, 1, 2]
     """
     scale = np.float32(old) / np.float32(new)

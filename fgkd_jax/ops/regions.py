@@ -201,7 +201,7 @@ def _region(box: Array, level: Array, *, strides: Array, options: RoiOptions) ->
         extent = jnp.maximum(extent, 1.0)
     bins = extent / options.size
     ratio = options.sampling_ratio
-    adaptive = jnp.maximum(ceil_divide(extent, options.size), 0.0)
+    adaptive = jnp.maximum(ceil_divide(extent, divisor=options.size), 0.0)
     samples = jnp.full(2, ratio, extent.dtype) if ratio else adaptive
     order = jnp.array([1, 0])  # rows before columns
     return Regions(level, first[order], bins[order], samples[order])

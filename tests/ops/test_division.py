@@ -42,4 +42,4 @@ def test_nearest_rows_are_those_of_pytorch():
         ramp = torch.arange(old, dtype=torch.float32)[None, None]
         for new in range(1, 131):
             expected = torch.nn.functional.interpolate(ramp, size=new, mode="nearest")
-            np.testing.assert_array_equal(nearest_rows(old, new), expected[0, 0].numpy())
+            np.testing.assert_array_equal(nearest_rows(old=old, new=new), expected[0, 0].numpy())

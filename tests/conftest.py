@@ -1,7 +1,8 @@
 """Settings of the whole test run: eight virtual devices, strict promotion, a compilation cache.
 
-Most of the time goes into compiling programs that run once, on small arrays, so that the compiler is
-told not to try hard; FGKD_TEST_OPTIMISE=1 compiles as users do, at twice the time.
+Most of the time goes into compiling programs that run once, on small arrays, so that the compiler
+is told not to try hard, but for what is compared with references number by number, or what is said
+of compiled programs. With FGKD_TEST_OPTIMISE=1 all is compiled as users compile it.
 """
 
 import os
@@ -16,8 +17,12 @@ SHARED = Path(os.environ.get("FGKD_SHARED", ROOT.parent / "shared"))
 # Another platform: FGKD_TEST_PLATFORM=cuda,cpu, with JAX_DEFAULT_MATMUL_PRECISION=highest.
 PLATFORM = os.environ.get("FGKD_TEST_PLATFORM", "cpu")
 OPTIMISE = PLATFORM != "cpu" or os.environ.get("FGKD_TEST_OPTIMISE") == "1"
+OPTIMISED = tuple(
+    ROOT / "tests" / name
+    for name in ("losses", "models", "ops", "cli/test_compile.py", "cli/test_compiled_program.py")
+)
+"""Tests whose programs are compiled as users compile them."""
 jax.config.update("jax_platforms", PLATFORM)
-jax.config.update("jax_disable_most_optimizations", not OPTIMISE)
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
@@ -25,6 +30,13 @@ jax.config.update(
     "jax_compilation_cache_dir", os.environ.get("FGKD_TEST_CACHE", str(ROOT / ".cache" / "jax"))
 )
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tells the compiler how hard to try, before fixtures compile anything."""
+    optimise = OPTIMISE or any(one in (item.path, *item.path.parents) for one in OPTIMISED)
+    jax.config.update("jax_disable_most_optimizations", not optimise)
 
 
 @pytest.fixture(scope="session")

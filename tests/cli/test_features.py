@@ -277,7 +277,8 @@ class TestTraining:
         assert main([*evaluate, *options]) == 0
         again = json.loads(capsys.readouterr().out)["figures"]
         assert again["calibrated_harmonic_mean"] == pytest.approx(figures["best_harmonic_mean"])
-        assert {name: again[name] for name in figures} == figures
+        # Scores are those of another program, rounded otherwise.
+        assert {name: again[name] for name in figures} == pytest.approx(figures, rel=1e-5)
         assert cv2.imread(str(picture)).shape[0] > 500
         assert main([*evaluate, "--predictions", scores]) == 2
         assert "exists already; expected a new file" in capsys.readouterr().err

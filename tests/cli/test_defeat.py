@@ -57,11 +57,12 @@ def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("scenes")
     write_split(root, "train", first=100)
     write_split(root, "test", first=200)
-    teacher = {**WIDE, "backbone": {**WIDE["backbone"], "bottleneck": False}}
-    taught = {**PLAIN, "name": "defeat_faster_rcnn", "teacher": teacher, "compared_stages": (2,)}
+    taught = {**PLAIN, "name": "defeat_faster_rcnn", "teacher": WIDE, "compared_stages": (2,)}
+    deep = {**taught, "teacher": {**WIDE, "backbone": {**WIDE["backbone"], "bottleneck": True}}}
     dense = {"name": "defeat_retinanet", "backbone": TINY, "frozen_stages": 0,
              "pyramid_stages": (1, 2), "teacher": {}}  # fmt: skip
     methods = {"teacher": {**PLAIN, **WIDE}, "student": taught, "alone": PLAIN, "dense": dense}
+    methods["deep"] = deep
     for name, method in methods.items():
         (root / f"{name}.py").write_text(CONFIG % (method, str(root)))
     run = str(root / "teacher")
@@ -170,10 +171,6 @@ def test_a_teacher_of_another_method_is_named(folder, tmp_path, capsys):
             "region_features=16",
             "region_features 8; expected 16 (method.teacher.region_features)",
         ),
-        (
-            "backbone.bottleneck=True",
-            "the default of backbone.bottleneck; expected True (method.teacher.backbone",
-        ),
     ],
 )
 def test_the_option_is_named_in_which_a_teacher_does_not_fit(
@@ -184,6 +181,12 @@ def test_the_option_is_named_in_which_a_teacher_does_not_fit(
     overrides = [f"method.teacher.{one}" for one in ("max_detections=7", override)]
     line = refused(capsys, train(folder, tmp_path / "run", good, overrides=overrides))
     assert f"the teacher {good} has {message}" in line
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_an_option_that_the_teacher_does_not_name_is_told_too(folder, tmp_path, capsys):
+    line = refused(capsys, train(folder, tmp_path / "run", folder / "t.safetensors", config="deep"))
+    assert "has the default of backbone.bottleneck; expected True (method.teacher.backbone" in line
 
 
 @pytest.mark.usefixtures("uncompiled")

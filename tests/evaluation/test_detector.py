@@ -128,7 +128,7 @@ def test_figures_are_those_of_the_functions_whatever_the_batches(evaluator, monk
 
 
 def test_the_figures_of_classes_have_those_of_all_as_their_mean(evaluator):
-    pytest.importorskip("pycocotools", reason="needs the extra detection")
+    pytest.importorskip("pycocotools", reason="the extra `detection` is not installed")
     counts = count(evaluator, make_batches(make_images(count=9), size=4))
     rows, figures = evaluator.by_class(counts), evaluator.finalise(counts)
     assert len(rows) == len(NAMES)

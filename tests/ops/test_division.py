@@ -37,7 +37,7 @@ def test_multiples_and_their_neighbours(divisor, compiled):
 
 
 def test_nearest_rows_are_those_of_pytorch():
-    torch = pytest.importorskip("torch", reason="needs the extra torch")
+    torch = pytest.importorskip("torch", reason="the extra `torch` is not installed")
     for old in (1, 2, 14, 26, 44, 52, 62, 97, 106):
         ramp = torch.arange(old, dtype=torch.float32)[None, None]
         for new in range(1, 131):

@@ -92,7 +92,11 @@ def test_a_vocabulary_of_another_run_is_refused():
     message = f"the teacher was trained with the vocabulary {theirs.fingerprint}; expected {ours.fingerprint}, the 7 words"  # noqa: E501
     with pytest.raises(UserError, match=message):
         check_vocabulary(ours, theirs.fingerprint, owner="the teacher")
-    message = f"{theirs.fingerprint} of 5 words; expected {ours.fingerprint}, the 7 words of this data set; the first that differs is 'wing' there and 'bill' here"  # noqa: E501
+    message = (
+        f"{theirs.fingerprint} of {len(theirs)} words; expected {ours.fingerprint}, the "
+        f"{len(ours)} words of this data set; the first that differs is 'wing' there and 'bill' "
+        "here"
+    )
     with pytest.raises(UserError, match=message):
         check_vocabulary(ours, theirs, owner="the teacher")
     fewer = Vocabulary(ours.words[:-1])

@@ -105,7 +105,7 @@ def run_experiment(experiment: Any, *, workdir: str, job: Any = None) -> dict[st
     from fgkd_jax.cli import workdir as folder
     from fgkd_jax.cli.processes import check_processes, open_same_data
     from fgkd_jax.cli.teachers import check_teacher
-    from fgkd_jax.cli.weights import check_files, check_words
+    from fgkd_jax.cli.weights import check_files, check_words, tell_frozen
     from fgkd_jax.train.distributed import Job
     from fgkd_jax.train.loop import Trainer, fit
     from fgkd_jax.train.processes import on_primary
@@ -117,6 +117,7 @@ def run_experiment(experiment: Any, *, workdir: str, job: Any = None) -> dict[st
     dataset = open_same_data(experiment)
     session.check_batches(experiment, dataset)
     check_teacher(experiment, dataset)
+    tell_frozen(experiment)
     trainer = Trainer(session.open_run(experiment, dataset=dataset))
     initial = trainer.initial_state()
     images = trainer.run.feed

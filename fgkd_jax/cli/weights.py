@@ -83,6 +83,21 @@ def check_files(experiment: Experiment) -> None:
             raise UserError(f"pretrained.{option} is {path}, but there is no such file")
 
 
+def tell_frozen(experiment: Experiment) -> None:
+    """Says so where weights stay as they were drawn: stages are frozen, and no file is read.
+
+    Args:
+      experiment: names the files.
+    """
+    frozen = getattr(experiment.method, "frozen_stages", 0)
+    if frozen and not experiment.pretrained.path:
+        say(
+            f"note: method.frozen_stages is {frozen}, but pretrained.path is empty, so that these "
+            "stages keep random weights; expected a file of weights, or "
+            "--config.method.frozen_stages=0"
+        )
+
+
 def weights_overlay(experiment: Experiment, method: Method, spec: Batch) -> Overlay:
     """Reads the files, and makes the function that puts their arrays in place of initial ones.
 

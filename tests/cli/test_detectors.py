@@ -7,8 +7,10 @@ import cv2
 import numpy as np
 import pytest
 
+from fgkd_jax.cli.config import load_config
 from fgkd_jax.cli.main import main
 from fgkd_jax.cli.results import restore
+from fgkd_jax.cli.weights import tell_frozen
 from fgkd_jax.data import DetectionOptions, detection_train_iterator
 
 TINY = {"name": "resnet_narrow", "stem": "imagenet", "strides": (1, 2), "stage_sizes": (1, 1),
@@ -101,8 +103,24 @@ def test_a_run_compiles_once_for_each_size_of_images(trained, capsys):
 def test_a_run_says_how_often_it_compiled(trained, scenes, capsys):
     workdir, kind = trained
     assert train(scenes, kind, workdir) == 0
-    out = capsys.readouterr().out
+    out, error = capsys.readouterr()
     assert "2 compilations of the training step, one for each size of images" in out
+    assert "note: method.frozen_stages is 1, but pretrained.path is empty" in error
+
+
+@pytest.mark.parametrize(
+    ("config", "option", "told"),
+    [
+        ("faster_rcnn_folder", "method.num_classes=3", True),
+        ("faster_rcnn_folder", "pretrained.path=resnet50.safetensors", False),
+        ("faster_rcnn_folder", "method.frozen_stages=0", False),
+        ("faster_rcnn_bccd", "method.num_classes=3", False),
+        ("classify_cub50", "seed=0", True),
+    ],
+)
+def test_frozen_stages_with_random_weights_are_told(config, option, told, capsys):
+    tell_frozen(load_config(config, [f"--config.{option}"]))
+    assert capsys.readouterr().err.startswith("note: method.frozen_stages is") is told
 
 
 def test_a_stopped_run_ends_as_if_it_had_not_been(trained, scenes, tmp_path):

@@ -5,7 +5,9 @@ is told not to try hard, but for what is compared with references number by numb
 of compiled programs. With FGKD_TEST_OPTIMISE=1 all is compiled as users compile it.
 """
 
+import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -45,3 +47,19 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs the shared data at {SHARED} (set FGKD_SHARED)")
     return SHARED
+
+
+def _processes_with(variable: str) -> list[int]:
+    """Ids of all processes whose environment holds `NAME=VALUE`."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # it has ended
+            if variable.encode() in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return found
+
+
+@pytest.fixture(scope="session")
+def processes_with() -> Callable[[str], list[int]]:
+    """Finds processes, and those that they start, by a variable that they were given."""
+    return _processes_with

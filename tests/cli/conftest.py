@@ -7,7 +7,6 @@ import subprocess
 import textwrap
 import time
 import uuid
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -85,8 +84,9 @@ def config(photographs, tmp_path_factory):
 class Commands:
     """Starts commands whose processes do not outlive the context, however it ends."""
 
-    def __init__(self):
+    def __init__(self, processes_with):
         self.mark = uuid.uuid4().hex
+        self._processes_with = processes_with
         self.started = []
 
     def __enter__(self):
@@ -112,23 +112,18 @@ class Commands:
 
     def left(self):
         """Processes that have not ended."""
-        mark, found = f"{MARK}={self.mark}".encode(), []
-        for path in Path("/proc").glob("[0-9]*/environ"):
-            with contextlib.suppress(OSError):  # it has ended
-                if mark in path.read_bytes().split(b"\0"):
-                    found.append(int(path.parent.name))
-        return found
+        return self._processes_with(f"{MARK}={self.mark}")
 
 
 @pytest.fixture
-def commands():
-    with Commands() as some:
+def commands(processes_with):
+    with Commands(processes_with) as some:
         yield some
 
 
 @pytest.fixture(scope="module")
-def module_commands():
-    with Commands() as some:
+def module_commands(processes_with):
+    with Commands(processes_with) as some:
         yield some
 
 

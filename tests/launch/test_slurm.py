@@ -87,8 +87,8 @@ def wait_for(what, ready, *, seconds, log=lambda: ""):
 class Cluster:
     """The daemons of a cluster, and its commands."""
 
-    def __init__(self, folder):
-        self.folder = folder
+    def __init__(self, folder, processes_with):
+        self.folder, self._processes_with = folder, processes_with
         self.host = socket.gethostname().partition(".")[0]
         # JAX takes the first of the names for the coordinator's host: it is to resolve.
         self.names = (self.host, f"{self.host}b")
@@ -140,12 +140,7 @@ class Cluster:
 
     def processes(self):
         """Everything that runs by this cluster: its daemons, what watches tasks, and tasks."""
-        mark, found = f"SLURM_CONF={self.conf}".encode(), []
-        for path in Path("/proc").glob("[0-9]*/environ"):
-            with contextlib.suppress(OSError):  # it has ended
-                if mark in path.read_bytes().split(b"\0"):
-                    found.append(int(path.parent.name))
-        return found
+        return self._processes_with(f"SLURM_CONF={self.conf}")
 
     def stop(self):
         """Ends jobs, then daemons, then with force what is left of either.
@@ -172,14 +167,14 @@ class Cluster:
         return not left
 
 
-def start_cluster(folder):
+def start_cluster(folder, processes_with):
     path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
     missing = [name for name in PROGRAMS if shutil.which(name, path=path) is None]
     if missing:
         pytest.skip(f"needs SLURM (slurm-wlm): there is no {missing[0]}")
     if os.geteuid() != 0:
         pytest.skip("needs root, as whom the daemons of SLURM start jobs")
-    one = Cluster(folder)
+    one = Cluster(folder, processes_with)
     try:
         one.start()
     except BaseException:
@@ -189,8 +184,8 @@ def start_cluster(folder):
 
 
 @pytest.fixture
-def cluster(tmp_path_factory):
-    one = start_cluster(tmp_path_factory.mktemp("slurm"))
+def cluster(tmp_path_factory, processes_with):
+    one = start_cluster(tmp_path_factory.mktemp("slurm"), processes_with)
     yield one
     one.stop()
 
@@ -331,8 +326,8 @@ def test_a_preempted_job_is_queued_again_and_ends_as_one_that_was_not(cluster, c
     assert results[0] == results[1]
 
 
-def test_nothing_is_left_of_a_cluster_whose_tasks_do_not_end(tmp_path):
-    cluster = start_cluster(tmp_path)
+def test_nothing_is_left_of_a_cluster_whose_tasks_do_not_end(tmp_path, processes_with):
+    cluster = start_cluster(tmp_path, processes_with)
     try:
         stubborn = "trap '' TERM; touch %s; while :; do sleep 0.2; done"
         ready = [tmp_path / name for name in ("batch", "task")]

@@ -1,9 +1,10 @@
 """fgkd train --config configs/faster_rcnn_voc.py --workdir runs/faster_rcnn_voc --config.data.data_dir=VOC --config.pretrained.path=WEIGHTS
 
 Faster R-CNN with a feature pyramid on ResNet-50, trained on VOC 2007 and 2012 trainval as the
-released detectors of DeFeat are, tested on VOC 2007. VOC is one folder with the images,
-annotations and lists of both years, of VOC 2007 alone the list `test.txt`; WEIGHTS a file of
-torchvision's ResNet-50. `:resnet101` is the teacher there, at twice the rate.
+released detectors of DeFeat are, tested on VOC 2007. VOC is one folder that holds `JPEGImages` and
+`Annotations` of both years, and in `ImageSets/Main` the lists `train.txt` and `val.txt` of both,
+each year's appended to the other's, and `test.txt` of VOC 2007. WEIGHTS is a file of torchvision's
+ResNet-50. `:resnet101` is the teacher there, at twice the rate.
 """
 
 from fgkd_jax.cli.detection_recipes import (

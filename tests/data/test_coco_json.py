@@ -273,6 +273,14 @@ def test_of_several_folders_the_one_that_has_the_images(coco_dir):
     assert check_dataset("coco_json", data_dir=str(coco_dir)).ok
 
 
+def test_of_folders_that_have_as_many_images_the_usual_one(coco_dir):
+    usual = coco_dir / "images" / "train2017"
+    usual.mkdir(parents=True)
+    (coco_dir / "train2017" / "001.jpg").rename(usual / "001.jpg")
+    (problem,) = check_dataset("coco_json", data_dir=str(coco_dir)).problems
+    assert str(usual / "002.jpg") in problem
+
+
 def test_images_that_are_nowhere_are_one_problem(coco_dir):
     shutil.rmtree(coco_dir / "train2017")
     report = check_dataset("coco_json", data_dir=str(coco_dir))

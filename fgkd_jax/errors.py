@@ -69,6 +69,13 @@ def and_more(count: int, kind: str = "") -> str:
     return f" (and {count} more{kind})" if count else ""
 
 
+class PeersMissing(UserError):
+    """The processes of a run did not meet in time; they may when they are started again.
+
+    Commands print it as any `UserError`, and end with `FAILED`.
+    """
+
+
 class NonFiniteError(RuntimeError):
     """A loss or a gradient is not finite; the message names the step and the examples.
 
@@ -83,8 +90,16 @@ class Preempted(RuntimeError):
     """
 
 
-EXIT_STATUS: dict[type[BaseException], int] = {UserError: 2, NonFiniteError: 1, Preempted: 75}
-"""How a command ends for each error that is told in one line."""
+FAILED = 13
+"""Exit status of a process that met a defect, or whose peer did: it may be started again."""
+
+EXIT_STATUS: dict[type[BaseException], int] = {
+    PeersMissing: FAILED,
+    UserError: 2,
+    NonFiniteError: 1,
+    Preempted: 75,
+}
+"""How a command ends for each error that is told in one line, the narrower ones first."""
 
 
 def told(error: BaseException) -> tuple[str, int] | None:
@@ -106,6 +121,6 @@ def told(error: BaseException) -> tuple[str, int] | None:
         return "interrupted", 130
     for kind, status in EXIT_STATUS.items():
         if isinstance(error, kind):
-            word = "error" if kind is UserError else "stopped"
+            word = "error" if issubclass(kind, UserError) else "stopped"
             return f"{word}: {' '.join(str(error).split())}", status
     return None

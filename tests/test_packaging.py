@@ -104,7 +104,7 @@ def test_the_wheel_has_the_package_and_its_configs_and_nothing_else(tmp_path: Pa
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         entry_points = next(name for name in names if name.endswith("entry_points.txt"))
-        assert "fgkd = fgkd_jax.cli.main:main" in archive.read(entry_points).decode()
+        assert "fgkd = fgkd_jax.cli.main:program" in archive.read(entry_points).decode()
     code = {str(path.relative_to(ROOT)) for path in (ROOT / "fgkd_jax").rglob("*.py")}
     configs = {f"fgkd_jax/configs/{path.name}" for path in CONFIGS}
     assert (code | configs) - names == set()

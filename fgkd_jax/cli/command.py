@@ -137,6 +137,12 @@ def define_processes(values: flags.FlagValues) -> None:
         "seconds that a step may take in a run of several processes; 0 for no limit",
         flag_values=values,
     )
+    flags.DEFINE_float(
+        "start_timeout",
+        7200.0,
+        "seconds until a run of several processes begins its first step; 0 for no limit",
+        flag_values=values,
+    )
 
 
 def get(values: flags.FlagValues, name: str) -> Any:

@@ -3,10 +3,11 @@
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from fgkd_jax import __version__
-from fgkd_jax.errors import NonFiniteError, Preempted, UserError, nearest, told
+from fgkd_jax.errors import FAILED, NonFiniteError, Preempted, UserError, nearest, told
 
 COMMANDS = {
     "train": "train a method from a config; resumes by itself",
@@ -89,8 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
       0 on success, 1 when a run stopped by itself (non-finite loss, a failed check), 2 when
-      something given was wrong, 75 when it was asked to stop and can be continued, 130 when
-      interrupted.
+      something given was wrong, 13 when the processes of a run did not meet, 75 when it was asked
+      to stop and can be continued, 130 when interrupted.
     """
     try:
         return dispatch(sys.argv[1:] if arguments is None else arguments)
@@ -103,5 +104,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 141
 
 
+def program() -> int:
+    """Runs the program, and ends with a status of its own where it meets a defect.
+
+    Returns:
+      As of `main`; 13 behind the traceback of an exception that nobody expected.
+    """
+    try:
+        return main()
+    except Exception:
+        traceback.print_exc()
+        return FAILED
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program())

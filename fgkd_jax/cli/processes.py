@@ -33,6 +33,7 @@ def process_options(values: flags.FlagValues) -> ProcessOptions:
         detect=get(values, "detect_processes"),
         timeout=get(values, "coordinator_timeout"),
         step_timeout=get(values, "step_timeout"),
+        start_timeout=get(values, "start_timeout"),
     )
 
 

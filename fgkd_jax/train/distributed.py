@@ -3,6 +3,9 @@
 A process that fails says so first in the log, tells the others through the coordinator, and leaves
 by `os._exit`: an ordinary exit waits for peers that wait for it. What JAX does by itself stays in
 force beneath (heartbeats end a job whose host vanished without a word).
+
+SIGTERM asks for a stop. Between steps JAX brings all processes to the same step, which is saved.
+Before the first step and after the last, which is saved, there is nothing to lose: all end at once.
 """
 
 import contextlib
@@ -23,17 +26,15 @@ import jax
 from jax._src.distributed import global_state  # the key-value store has no public name
 from jax.experimental import multihost_utils
 
-from fgkd_jax.errors import Preempted, UserError, told
+from fgkd_jax.errors import EXIT_STATUS, FAILED, PeersMissing, Preempted, UserError, told
 from fgkd_jax.train.places import Place, ProcessOptions, find_place, split_address
-
-FAILED = 13
-"""Exit status of a process that met a defect, or whose peer did."""
 
 HEARTBEAT_SECONDS = 30
 """After so long without a sign of a process, JAX ends the others."""
 
 _POLL_SECONDS = 0.5
 _FAILURES = "fgkd/failed/"
+_STOPS = "stopped: asked to stop, with no step under way"
 
 
 class Job:
@@ -44,11 +45,21 @@ class Job:
       count: how many there are.
     """
 
-    def __init__(self, rank: int = 0, count: int = 1, *, step_timeout: float = 0.0) -> None:
+    def __init__(
+        self,
+        rank: int = 0,
+        count: int = 1,
+        *,
+        step_timeout: float = 0.0,
+        start_timeout: float = 0.0,
+    ) -> None:
         self.rank, self.count = rank, count
-        self._limit = step_timeout
+        self._limit, self._start_limit = step_timeout, start_timeout
         self._beat: float | None = None
-        self._asked_to_stop = False
+        self._begun = time.monotonic()
+        self._started = self._over = False
+        self._asked_to_stop = self._ending = False
+        self._signals: socket.socket | None = None
         self._ended = threading.Event()
         self._watch = threading.Thread(target=self._watching, name="fgkd-watch", daemon=True)
         if count > 1:
@@ -63,6 +74,10 @@ class Job:
         Returns:
           Whether to save this step and stop, because SIGTERM came: the same on every process.
         """
+        if not self._started:
+            self._started = True
+            if self.count > 1:
+                _leave_signals_to_jax()
         self._beat = time.monotonic()
         if self.count > 1:
             return multihost_utils.reached_preemption_sync_point(step)
@@ -70,16 +85,51 @@ class Job:
 
     def steps_are_over(self) -> None:
         """Ends the watch over steps: what follows takes as long as it takes."""
-        self._beat = None
+        self._beat, self._over = None, True
+        self.take_signals()
+
+    def take_signals(self) -> None:
+        """Lets SIGTERM end the run at once, until steps begin; signals are the main thread's.
+
+        A process that waits in compiled code, as for its peers, runs no handler of Python; the
+        watch is told by the signal itself.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return
+        if self.count > 1 and self._signals is None:
+            self._signals, wake = socket.socketpair()
+            for one in (self._signals, wake):
+                one.setblocking(False)
+            signal.set_wakeup_fd(wake.detach(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, self.ask_to_stop)
+
+    def give_signals_back(self, handler: Any) -> None:
+        """Ends what `take_signals` began.
+
+        Args:
+          handler: what SIGTERM called before, as of `signal.getsignal`.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if handler is None else handler)
+        if self._signals is not None:
+            os.close(signal.set_wakeup_fd(-1))
+            self._signals.close()
+            self._signals = None
 
     def ask_to_stop(self, number: int = signal.SIGTERM, frame: FrameType | None = None) -> None:
-        """Asks for a stop after the step under way; a signal handler.
+        """Asks for a stop, after the step under way where there is one; a signal handler.
 
         Args:
           number: the signal.
           frame: where it came.
+
+        Raises:
+          Preempted: the only process of a run has no step under way.
         """
         self._asked_to_stop = True
+        if self.count == 1 and (self._over or not self._started):
+            raise Preempted(_STOPS.partition(": ")[2])
 
     def fail(self, error: BaseException) -> NoReturn:
         """Takes the run down: says what happened here, tells the other processes, and leaves.
@@ -89,12 +139,14 @@ class Job:
         Args:
           error: what was raised.
         """
+        if self._ending:  # what is raised here comes of it: peers that are told leave first
+            self._watch.join()
         line, status = told(error) or (_last_line(error), FAILED)
         if first := self._failures():
             rank, reason, its_status = first
             if reason == line:  # a check that all processes make together; it has been said
                 self._leave(None, status)
-            self._leave(f"ends because rank {rank} failed: {reason}", its_status)
+            self._leave(_because(rank, reason, its_status), its_status)
         if told(error) is None:
             sys.stderr.write("".join(traceback.format_exception(error)))
         self._say(line)
@@ -102,11 +154,14 @@ class Job:
         self._leave(None, status)
 
     def close(self) -> None:
-        """Ends this process's part after success: waits for the others, then disconnects."""
-        self._ended.set()
+        """Ends this process's part after success: waits for the others, then disconnects.
+
+        The watch goes on meanwhile: another may fail yet.
+        """
         if self.count > 1:
-            self._watch.join()
             jax.distributed.shutdown()
+            self._ended.set()
+            self._watch.join()
 
     def _say(self, line: str) -> None:
         sys.stderr.write(f"fgkd: rank {self.rank}: {line}\n")
@@ -142,14 +197,45 @@ class Job:
             if first := self._failures():
                 rank, reason, status = first
                 # Its status too: a run that was given something wrong is not to be started again.
-                self._leave(f"ends because rank {rank} failed: {reason}", status)
-            beat = self._beat
-            if self._limit and beat is not None and time.monotonic() - beat > self._limit:
-                line = f"error: no step was finished for {self._limit:g} s; a peer may hang"
-                self._say(line)
-                faulthandler.dump_traceback(sys.__stderr__ or 2)
-                self._announce(line, FAILED)
-                self._leave(None, FAILED)
+                self._leave(_because(rank, reason, status), status)
+            if self._stop_is_due():
+                self._end_all(_STOPS, EXIT_STATUS[Preempted])
+            if late := self._late():
+                self._end_all(late, FAILED, shows_threads=True)
+
+    def _stop_is_due(self) -> bool:
+        """Whether SIGTERM came to this process outside of steps, where JAX does not take it."""
+        with contextlib.suppress(BlockingIOError):
+            while self._signals is not None and (numbers := self._signals.recv(64)):
+                self._asked_to_stop |= signal.SIGTERM in numbers
+        return self._asked_to_stop
+
+    def _late(self) -> str | None:
+        """What to say where the watchdog has waited long enough."""
+        now, beat = time.monotonic(), self._beat
+        if self._limit and beat is not None and now - beat > self._limit:
+            return f"error: no step was finished for {self._limit:g} s; a peer may hang"
+        waits = self._start_limit and not self._started and not self._over
+        if waits and now - self._begun > self._start_limit:
+            return (
+                f"error: the first step was not begun within {self._start_limit:g} s; a peer may "
+                "hang, or --start_timeout is too short for what comes before it"
+            )
+        return None
+
+    def _end_all(self, line: str, status: int, *, shows_threads: bool = False) -> NoReturn:
+        self._ending = True
+        self._say(line)
+        if shows_threads:
+            faulthandler.dump_traceback(sys.__stderr__ or 2)
+        self._announce(line, status)
+        self._leave(None, status)
+
+
+def _because(rank: int, reason: str, status: int) -> str:
+    """What a process says that ends because another does."""
+    does = "was stopped" if status == EXIT_STATUS[Preempted] else "failed"
+    return f"ends because rank {rank} {does}: {reason.removeprefix('stopped: ')}"
 
 
 def _last_line(error: BaseException) -> str:
@@ -169,37 +255,38 @@ def job(options: ProcessOptions) -> Iterator[Job]:
       Its part in the run.
 
     Raises:
-      UserError: a value is missing or impossible, or the coordinator cannot be reached in time.
-      Preempted: the body raised it, on all processes.
+      UserError: a value is missing or impossible.
+      PeersMissing: the coordinator cannot be reached in time, or its port is taken.
+      Preempted: the body raised it, on all processes, or the only one was asked to stop while no
+        step was under way.
     """
     place = find_place(options, os.environ)
     if place is None:
         alone = Job()
-        with _on_sigterm(alone):
+        with _taking_signals(alone):
             yield alone
         return
     one = initialize(options, place)
-    try:
-        yield one
-    except Preempted:
+    with _taking_signals(one):
+        try:
+            yield one
+        except Preempted:
+            one.close()
+            raise
+        except BaseException as error:
+            one.fail(error)
         one.close()
-        raise
-    except BaseException as error:
-        one.fail(error)
-    one.close()
 
 
 @contextlib.contextmanager
-def _on_sigterm(one: Job) -> Iterator[None]:
-    """Lets SIGTERM ask for a stop; signals are the main thread's."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, one.ask_to_stop)
+def _taking_signals(one: Job) -> Iterator[None]:
+    """Lets SIGTERM ask for a stop, and gives it back."""
+    before = signal.getsignal(signal.SIGTERM)
+    one.take_signals()
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        one.give_signals_back(before)
 
 
 def initialize(options: ProcessOptions, place: Place) -> Job:
@@ -215,7 +302,8 @@ def initialize(options: ProcessOptions, place: Place) -> Job:
       Its part in the run.
 
     Raises:
-      UserError: the coordinator cannot be reached in time, or its port is taken.
+      UserError: JAX finds no place for this process.
+      PeersMissing: the coordinator cannot be reached in time, or its port is taken.
     """
     started = time.monotonic()
     if place.coordinator and place.process_id:
@@ -227,6 +315,8 @@ def initialize(options: ProcessOptions, place: Place) -> Job:
     alarm.daemon = True
     alarm.start()
     known = None not in (place.coordinator, place.num_processes, place.process_id)
+    # Else JAX takes SIGTERM from here on, and notes it until a step asks for it.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             place.coordinator,
@@ -239,11 +329,15 @@ def initialize(options: ProcessOptions, place: Place) -> Job:
     except (RuntimeError, ValueError) as error:
         where = place.coordinator or _detected()
         reason = str(error).splitlines()[0]
-        raise UserError(f"cannot start the processes with coordinator {where}: {reason}") from error
+        kind = PeersMissing if isinstance(error, RuntimeError) else UserError
+        raise kind(f"cannot start the processes with coordinator {where}: {reason}") from error
     finally:
         alarm.cancel()
     one = Job(
-        global_state.process_id, global_state.num_processes, step_timeout=options.step_timeout
+        global_state.process_id,
+        global_state.num_processes,
+        step_timeout=options.step_timeout,
+        start_timeout=options.start_timeout,
     )
     _take_uncaught(one)
     return one
@@ -261,7 +355,7 @@ def _reach(address: str, *, timeout: float) -> None:
             time.sleep(min(0.2, left))
         else:
             return
-    raise UserError(f"coordinator {address} was not reached within {timeout:g} s: {reason}")
+    raise PeersMissing(f"coordinator {address} was not reached within {timeout:g} s: {reason}")
 
 
 def _detected() -> str:
@@ -276,7 +370,13 @@ def _give_up(place: Place, timeout: float) -> NoReturn:
         f"{timeout:g} s\n"
     )
     sys.stderr.flush()
-    os._exit(2)
+    os._exit(FAILED)
+
+
+def _leave_signals_to_jax() -> None:
+    """Lets JAX take SIGTERM, and bring all processes to the same step; all call it, each once."""
+    jax.config.update("jax_enable_preemption_service", True)
+    global_state.initialize_preemption_sync_manager()
 
 
 def _take_uncaught(one: Job) -> None:

@@ -20,6 +20,7 @@ class ProcessOptions:
       timeout: seconds until all processes must have met.
       step_timeout: seconds that a step may take after the first, in a run of several processes;
         0 for no limit.
+      start_timeout: seconds from then until the first step is begun, likewise.
     """
 
     coordinator: str | None = None
@@ -28,12 +29,15 @@ class ProcessOptions:
     detect: Literal["auto", "on", "off"] = "auto"
     timeout: float = 300.0
     step_timeout: float = 1800.0
+    start_timeout: float = 7200.0
 
     def __post_init__(self) -> None:
         if not self.timeout > 0:
             raise UserError(f"coordinator_timeout is {self.timeout}; expected more than 0")
         if not self.step_timeout >= 0:
             raise UserError(f"step_timeout is {self.step_timeout}; expected 0 or more")
+        if not self.start_timeout >= 0:
+            raise UserError(f"start_timeout is {self.start_timeout}; expected 0 or more")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ from fgkd_jax.train.checkpoint import Checkpointer, CheckpointOptions
 from fgkd_jax.train.loop import Run, Trainer, TrainOptions, fit
 from fgkd_jax.train.optim import OptimOptions
 from fgkd_jax.train.places import ProcessOptions
-from fgkd_jax.train.processes import check_same, check_shared
+from fgkd_jax.train.processes import check_same, check_shared, gather
 from fgkd_jax.train.sharding import MeshOptions, make_mesh
 
 SIZE, FEATURES, CLASSES = 8, 5, 3
@@ -146,7 +146,49 @@ def refusals(rank, workdir):
             yield str(error)
 
 
+def stopped_before_the_first_step(job, workdir):
+    """Rank 0 is asked to stop while it waits in compiled code for rank 1, which does not come."""
+    pids = gather({"pid": os.getpid()})
+    if job.rank == 1:
+        time.sleep(1)
+        os.kill(pids[0]["pid"], signal.SIGTERM)
+        time.sleep(600)
+    gather({})
+
+
+def stopped_after_the_last_step(job, workdir):
+    train(workdir, steps=2, after_step=job.after_step)
+    job.steps_are_over()
+    if job.rank == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(600)
+
+
+def fails_while_the_other_waits_for_the_end(job, workdir):
+    if job.rank == 1:
+        time.sleep(2)
+        raise RuntimeError("the disk of this host is on fire")
+
+
+def never_begins(job, workdir):
+    if job.rank == 1:
+        time.sleep(600)
+    gather({})
+
+
+AROUND = {
+    "stopped before": stopped_before_the_first_step,
+    "stopped after": stopped_after_the_last_step,
+    "fail late": fails_while_the_other_waits_for_the_end,
+    "never begin": never_begins,
+}
+"""What happens before the first step and after the last."""
+
+
 def work(job, what, workdir):
+    if what in AROUND:
+        AROUND[what](job, workdir)
+        return
     if what == "train":
         sys.stdout.write(json.dumps(["refused", job.rank, *refusals(job.rank, workdir)]) + "\n")
     steps, before = TASKS[what]
@@ -164,8 +206,8 @@ TASKS = {
 def main(coordinator, rank, what, workdir):
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 2)
-    limit = 2.0 if what == "hang" else 0.0
-    options = ProcessOptions(coordinator, 2, int(rank), timeout=60, step_timeout=limit)
+    limits = {"hang": {"step_timeout": 2.0}, "never begin": {"start_timeout": 2.0}}
+    options = ProcessOptions(coordinator, 2, int(rank), timeout=60, **limits.get(what, {}))
     try:
         with distributed.job(options) as job:
             work(job, what, workdir)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fgkd_jax.errors import UserError
+from fgkd_jax.errors import Preempted, UserError, told
 from fgkd_jax.train import distributed
 from fgkd_jax.train.places import Place, ProcessOptions, find_place, shows_a_job_of_several
 from fgkd_jax.train.processes import check_same, check_shared, gather
@@ -153,16 +153,51 @@ def test_the_watchdog_ends_a_job_whose_peer_hangs(tmp_path):
     assert "most recent call first" in log, "the threads are shown, with the call that hangs"
 
 
+@pytest.mark.parametrize(("when", "rank"), [("before", 0), ("after", 1)])
+def test_sigterm_without_a_step_under_way_ends_all_at_once(when, rank, tmp_path):
+    statuses, log, between = run_two(f"stopped {when}", tmp_path, limit=60)
+    assert statuses == [75, 75], log
+    assert between < 10
+    line = "asked to stop, with no step under way"
+    assert said(log) == [
+        f"fgkd: rank {rank}: stopped: {line}",
+        f"fgkd: rank {1 - rank}: ends because rank {rank} was stopped: {line}",
+    ]
+    assert "Traceback" not in log
+
+
+def test_an_exception_ends_those_who_wait_for_the_end(tmp_path):
+    statuses, log, between = run_two("fail late", tmp_path, limit=60)
+    assert statuses == [distributed.FAILED] * 2, log
+    assert between < 10
+    error = "error: RuntimeError: the disk of this host is on fire"
+    assert said(log) == [
+        f"fgkd: rank 1: {error}",
+        f"fgkd: rank 0: ends because rank 1 failed: {error}",
+    ]
+
+
+def test_the_watchdog_ends_a_job_that_does_not_begin(tmp_path):
+    statuses, log, between = run_two("never begin", tmp_path, limit=60)
+    assert statuses == [distributed.FAILED] * 2, log
+    assert between < 10
+    assert "error: the first step was not begun within 2 s; a peer may hang, or" in said(log)[0]
+    assert "most recent call first" in log
+
+
 def test_an_unreachable_coordinator_is_named_within_the_timeout():
     address = f"127.0.0.1:{free_port()}"
     started = time.monotonic()
     options = ProcessOptions(address, 2, 1, timeout=0.5)
     with (
-        pytest.raises(UserError, match=rf"coordinator {address} was not reached within 0.5 s: "),
+        pytest.raises(
+            UserError, match=rf"coordinator {address} was not reached within 0.5 s: "
+        ) as e,
         distributed.job(options),
     ):
         raise AssertionError("there is nobody to meet")
     assert time.monotonic() - started < 5
+    assert told(e.value)[1] == distributed.FAILED, "the same command may meet them"
 
 
 def test_a_coordinator_that_nobody_comes_to_says_so(tmp_path):
@@ -174,7 +209,7 @@ def test_a_coordinator_that_nobody_comes_to_says_so(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, env=environment()
     )
-    assert done.returncode == 2
+    assert done.returncode == distributed.FAILED, "the same command may meet them"
     line = f"fgkd: error: coordinator {address}: not all of 2 processes came within 1 s"
     assert said(done.stderr) == [line]
     assert "Traceback" not in done.stderr
@@ -188,6 +223,40 @@ def test_a_process_alone_stops_at_sigterm_and_gives_the_signal_back():
         os.kill(os.getpid(), signal.SIGTERM)
         assert job.after_step(2)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("over", [False, True])
+def test_a_process_alone_ends_at_once_where_no_step_is_under_way(over):
+    def body():
+        with distributed.job(ProcessOptions(detect="off")) as job:
+            if over:
+                job.after_step(1)
+                job.steps_are_over()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Preempted, match="asked to stop, with no step under way"):
+        body()
+
+
+def test_a_process_that_is_found_to_be_alone_stops_at_sigterm():
+    script = (
+        "import os, signal\n"
+        "from fgkd_jax.train import distributed as d; from fgkd_jax.train.places import *\n"
+        "with d.job(ProcessOptions(detect='on')) as job:\n"
+        "    print(job.count, job.after_step(1))\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print(job.after_step(2))"
+    )
+    slurm = {"SLURM_JOB_ID": "61234", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "1",
+             "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_NODES": "1"}  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env={**environment(), **slurm},
+    )
+    assert done.stdout.split() == ["1", "False", "True"], done.stderr
+    assert done.returncode == 0
 
 
 def test_a_thread_cannot_take_signals_and_runs_all_the_same():
@@ -252,6 +321,7 @@ def test_flags_come_before_the_environment_and_that_before_detection(options, va
         ({}, VARIABLES | {"JAX_PROCESS_ID": "x"}, "JAX_PROCESS_ID is 'x'; expected a whole"),
         ({"timeout": 0.0}, {}, "coordinator_timeout is 0.0; expected more than 0"),
         ({"step_timeout": -1.0}, {}, "step_timeout is -1.0; expected 0 or more"),
+        ({"start_timeout": -1.0}, {}, "start_timeout is -1.0; expected 0 or more"),
     ],
 )
 def test_an_impossible_place_is_told(options, variables, message):

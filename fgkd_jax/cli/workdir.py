@@ -1,6 +1,7 @@
 """A run's folder: whose it is, and what is in it."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fgkd_jax.cli.experiment import Experiment, experiment_to_dict, parse_experiment
+from fgkd_jax.cli.weights import say
 from fgkd_jax.errors import UserError
 from fgkd_jax.train.processes import on_primary
 
@@ -89,9 +91,14 @@ def _claim(workdir: str, experiment: Experiment, held: contextlib.ExitStack) -> 
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise UserError(
-            f"workdir {workdir} is in use by another run; expected one run per folder"
-        ) from error
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            raise UserError(
+                f"workdir {workdir} is in use by another run; expected one run per folder"
+            ) from error
+        say(
+            f"note: workdir {workdir} cannot be locked ({error.strerror}), so that a second run in "
+            "it would not be noticed"
+        )
     check(workdir, experiment)
     write_json(folder / CONFIG_FILE, experiment_to_dict(experiment))
 

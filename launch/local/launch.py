@@ -2,6 +2,7 @@
 
   python launch/local/launch.py --processes 2 --devices 2 -- \\
       fgkd train --config configs/classify_birds.py --workdir runs/birds
+  python launch/local/launch.py --processes 8 --gpus 1 -- fgkd train ...
 
 Every line of output begins with the rank that printed it. The exit status is that of the process
 that failed first; 75 where the run was asked to stop and can be continued. SIGTERM and SIGINT are
@@ -26,15 +27,19 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--processes", type=int, default=2, help="how many processes")
-    parser.add_argument("--devices", type=int, help="CPU devices of each; others as JAX finds them")
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--devices", type=int, help="CPU devices of each; others are left alone")
+    kinds.add_argument("--gpus", type=int, help="GPUs of each, all of the machine by one process")
     parser.add_argument("--port", type=int, help="of the coordinator; a free one by default")
     parser.add_argument(
         "--grace", type=float, default=10.0, help="seconds from the first failure to SIGKILL"
     )
     parser.add_argument("command", nargs="+", help="what every process runs, after --")
     options = parser.parse_args(arguments)
-    if options.processes < 1:
-        parser.error(f"--processes is {options.processes}; expected at least 1")
+    for name in ("processes", "devices", "gpus"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name} is {value}; expected at least 1")
     return options
 
 
@@ -55,7 +60,11 @@ def start(options: argparse.Namespace, rank: int, port: int) -> subprocess.Popen
         "PYTHONUNBUFFERED": "1",
     }
     if options.devices:
-        environment["JAX_NUM_CPU_DEVICES"] = str(options.devices)
+        environment |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(options.devices)}
+    if options.gpus:
+        first = rank * options.gpus
+        own = range(first, first + options.gpus)
+        environment["JAX_LOCAL_DEVICE_IDS"] = ",".join(map(str, own))
     return subprocess.Popen(
         options.command,
         env=environment,

@@ -1,5 +1,6 @@
 """Bad input: one line on stderr, exit status 2, and nothing written over."""
 
+import errno
 import hashlib
 import json
 import shutil
@@ -8,6 +9,8 @@ import subprocess
 import numpy as np
 import pytest
 
+from fgkd_jax.cli import main as program
+from fgkd_jax.cli import workdir as workdirs
 from fgkd_jax.cli.config import load_config
 from fgkd_jax.cli.main import main
 from fgkd_jax.cli.workdir import claimed
@@ -169,6 +172,25 @@ def test_two_runs_do_not_share_a_folder(config, tmp_path, capsys):
     with claimed(str(workdir), load_config(str(config))):
         line = one_line(capsys, train(config, workdir))
     assert "is in use by another run" in line
+
+
+def test_a_file_system_without_locks_is_told_and_used(config, tmp_path, capsys, monkeypatch):
+    def refuse(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(workdirs.fcntl, "flock", refuse)
+    with claimed(str(tmp_path), load_config(str(config))):
+        error = capsys.readouterr().err
+    assert error.startswith(f"note: workdir {tmp_path} cannot be locked (No locks available), so")
+
+
+def test_a_defect_has_a_traceback_and_a_status_of_its_own(capsys, monkeypatch):
+    def fail(arguments):
+        raise KeyError("a slip")
+
+    monkeypatch.setattr(program, "dispatch", fail)
+    assert program.program() == 13
+    assert capsys.readouterr().err.rstrip().endswith("KeyError: 'a slip'")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], []])

@@ -1,5 +1,6 @@
 """What starts a run elsewhere: scripts are clean and do what they say, manifests are whole."""
 
+import contextlib
 import os
 import re
 import shlex
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from fgkd_jax.cli.config import load_config
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LAUNCH = ROOT / "launch"
@@ -50,6 +53,18 @@ def test_the_local_launcher_numbers_processes_and_their_lines():
     ]
     assert sorted(one[1] for one in found) == ["0", "1", "2"]
     assert len({one[2] for one in found}) == 1
+
+
+@pytest.mark.parametrize(
+    ("flag", "expected"), [("--devices", ["cpu 3 -"] * 2), ("--gpus", ["- - 0,1,2", "- - 3,4,5"])]
+)
+def test_the_local_launcher_shares_out_devices(flag, expected):
+    names = ("JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES", "JAX_LOCAL_DEVICE_IDS")
+    show = "echo " + " ".join(f"${{{name}:--}}" for name in names)
+    kept = {name: value for name, value in os.environ.items() if name not in names}
+    command = [sys.executable, str(LAUNCH / "local" / "launch.py"), flag, "3", "--"]
+    done = subprocess.run([*command, "sh", "-c", show], capture_output=True, text=True, env=kept)
+    assert sorted(done.stdout.splitlines()) == [f"[{i}] {one}" for i, one in enumerate(expected)]
 
 
 def test_the_local_launcher_ends_all_at_the_first_failure(tmp_path):
@@ -114,9 +129,10 @@ def test_the_slurm_script_queues_a_preempted_run_again(status, requeued, tmp_pat
     done = run_script(
         LAUNCH / "slurm" / "train.sbatch",
         "--config", "a b", folder=tmp_path, SLURM_JOB_ID="7", FGKD_ENV_FILE=str(flags),
+        SLURM_CPUS_PER_TASK="3",
     )  # fmt: skip
     assert done.returncode == status
-    expected = "srun --kill-on-bad-exit=1 fgkd train --config a b flags=--a=b"
+    expected = "srun --kill-on-bad-exit=1 --cpus-per-task=3 fgkd train --config a b flags=--a=b"
     assert done.stdout.splitlines()[0] == expected
     assert (calls.read_text().split() if calls.exists() else []) == (
         ["scontrol", "requeue", "7"] if requeued else []
@@ -144,6 +160,7 @@ def test_the_slurm_script_asks_for_what_a_preemption_needs():
     assert {"--requeue", "--signal=TERM@120", "--open-mode=append"} <= set(options)
 
 
+GKE = {"CLUSTER": "c", "LOCATION": "l", "PROJECT": "p", "IMAGE": "i:tpu", "MOUNT": "r:/runs:rw"}
 TPU = {"TPU_NAME": "birds", "TPU_ZONE": "us-west4-a"}
 
 
@@ -154,20 +171,23 @@ TPU = {"TPU_NAME": "birds", "TPU_ZONE": "us-west4-a"}
             ["create"],
             {"TPU_TYPE": "v5litepod-16"},
             "create birds --zone=us-west4-a --accelerator-type=v5litepod-16 "
-            "--version=tpu-ubuntu2204-base",
+            "--version=v2-alpha-tpuv5-lite",
         ),
         (
             ["create"],
-            {"TPU_TYPE": "v6e-8", "TPU_VERSION": "v2-alpha-tpuv6e", "TPU_SPOT": "1"},
+            {"TPU_TYPE": "v6e-8", "TPU_SPOT": "1"},
             "create birds --zone=us-west4-a --accelerator-type=v6e-8 --version=v2-alpha-tpuv6e "
             "--spot",
         ),
         (
-            ["train", "--config", "a b", "--workdir", "/mnt/x"],
+            ["create"],
+            {"TPU_TYPE": "v9-8", "TPU_VERSION": "another"},
+            "create birds --zone=us-west4-a --accelerator-type=v9-8 --version=another",
+        ),
+        (
+            ["stop"],
             {},
-            "ssh birds --zone=us-west4-a --worker=all '--command=env "
-            "LIBTPU_INIT_ARGS=--xla_tpu_enable_latency_hiding_scheduler=true "
-            "fgkd/bin/fgkd train --detect_processes=on --config a\\ b --workdir /mnt/x '",
+            "ssh birds --zone=us-west4-a --worker=all '--command=kill -TERM -- -$(cat fgkd.pid)'",
         ),
         (["delete"], {}, "delete birds --zone=us-west4-a --quiet"),
     ],
@@ -190,7 +210,48 @@ def test_the_wheel_is_copied_to_all_tpu_vms_and_installed(tmp_path):
     copied, installed = calls.read_text().strip().split("\n\n")
     assert copied.splitlines()[4:7] == ["scp", str(wheel), "birds:"]
     assert "--worker=all" in copied
-    assert f"pip install --quiet './{wheel.name}[tpu]'" in installed
+    assert "uv venv --quiet --allow-existing --python 3.12 fgkd" in installed
+    assert f"--python fgkd/bin/python './{wheel.name}[tpu]'" in installed
+
+
+def on_hosts(folder: Path, body: str) -> None:
+    """A `gcloud` that runs here what hosts are told to, and the program that they then run."""
+    command = 'for one in "$@"; do case "$one" in --command=*) command=${one#*=} ;; esac; done'
+    fake(folder / "bin", "gcloud", f'{command}; cd {shlex.quote(str(folder))}; bash -c "$command"')
+    (folder / "fgkd").mkdir()
+    fake(folder / "fgkd" / "bin", "fgkd", body)
+
+
+@pytest.mark.parametrize("status", [0, 13])
+def test_a_host_shows_the_log_and_ends_with_the_status(status, tmp_path):
+    on_hosts(tmp_path, f'printf "<%s>" "$@"; echo " $LIBTPU_INIT_ARGS"; exit {status}')
+    script = LAUNCH / "tpu" / "tpu_vm.sh"
+    for _ in range(2):  # one that ended is started again
+        done = run_script(script, "train", "--config", "it's a b", folder=tmp_path, **TPU)
+        (flags,) = read_env(LAUNCH / "env/tpu.env").values()
+        said = f"<train><--detect_processes=on><--config><it's a b> {flags}\n"
+        assert (done.stdout, done.returncode) == (said, status), done.stderr
+
+
+def test_a_run_outlives_the_connection_and_saves_when_it_is_told_to_stop(tmp_path):
+    on_hosts(tmp_path, "trap 'echo saved; exit 75' TERM; echo begun; while :; do sleep 0.1; done")
+    script = LAUNCH / "tpu" / "tpu_vm.sh"
+    path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    train = ["bash", str(script), "train", "--config=x"]
+    options = {"stdout": subprocess.PIPE, "text": True, "env": {"PATH": path, **TPU}}
+    try:
+        with subprocess.Popen(train, start_new_session=True, **options) as broken:
+            assert broken.stdout.readline() == "begun\n"
+            os.killpg(broken.pid, signal.SIGKILL)
+        with subprocess.Popen(train, **options) as again:
+            assert again.stdout.readline() == "begun\n"
+            done = run_script(script, "stop", folder=tmp_path, **TPU)
+            assert done.returncode == 0, done.stderr
+            assert again.stdout.read().endswith("saved\n"), "the same run, not another"
+            assert again.wait(timeout=30) == 75
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(int((tmp_path / "fgkd.pid").read_text()), signal.SIGKILL)
 
 
 @pytest.mark.parametrize(
@@ -199,10 +260,17 @@ def test_the_wheel_is_copied_to_all_tpu_vms_and_installed(tmp_path):
         ("tpu_vm.sh", [], TPU, "usage: tpu_vm.sh create"),
         ("tpu_vm.sh", ["create"], {"TPU_NAME": "a"}, "TPU_ZONE is not set; expected a zone"),
         ("tpu_vm.sh", ["create"], TPU, "TPU_TYPE is not set; expected an accelerator type"),
+        ("tpu_vm.sh", ["create"], {**TPU, "TPU_TYPE": "v9-8"}, "TPU_TYPE is v9-8, whose image"),
         ("tpu_vm.sh", ["crate"], TPU, "there is no action 'crate'; usage"),
         ("tpu_vm.sh", ["install", "no.whl"], TPU, "install takes the wheel"),
         ("tpu_vm.sh", ["train"], TPU, "train takes the flags of fgkd train"),
         ("cluster_toolkit.sh", [], {}, "CLUSTER is not set"),
+        (
+            "cluster_toolkit.sh",
+            ["a", "b", "c"],
+            {**GKE, "MOUNT": "runs:/runs"},
+            "MOUNT is runs:/runs; expected it to end with :rw",
+        ),
     ],
 )
 def test_what_is_missing_is_said_in_one_line(script, arguments, variables, message, tmp_path):
@@ -216,7 +284,7 @@ def test_what_is_missing_is_said_in_one_line(script, arguments, variables, messa
 
 def test_cluster_toolkit_is_given_the_job(tmp_path):
     calls = recording(tmp_path, "gcluster")
-    given = {"CLUSTER": "c", "LOCATION": "l", "PROJECT": "p", "IMAGE": "i:tpu", "QUEUE": "q"}
+    given = {**GKE, "QUEUE": "q"}
     script = LAUNCH / "tpu" / "cluster_toolkit.sh"
     done = run_script(script, "birds", "v5litepod-16", "--config=x", folder=tmp_path, **given)
     assert done.returncode == 0, done.stderr
@@ -225,7 +293,8 @@ def test_cluster_toolkit_is_given_the_job(tmp_path):
     (flag,) = (f"--env={name}={value}" for name, value in read_env(LAUNCH / "env/tpu.env").items())
     assert set(options[2:]) == {
         *("--cluster=c", "--location=l", "--project=p", "--name=birds", "--image=i:tpu"),
-        *("--compute-type=v5litepod-16", "--queue=q", flag),
+        *("--compute-type=v5litepod-16", "--queue=q", flag, "--mount=r:/runs:rw"),
+        *("--restarts=50", "--grace-period=120s"),
         "--command=fgkd train --detect_processes=on --config=x ",
     }
 
@@ -290,11 +359,21 @@ def test_an_overlay_asks_for_its_devices_and_sets_its_flags(name, resource, buil
     assert int(container["resources"]["limits"][resource]) > 0
     assert by_kind["ConfigMap"]["data"] == read_env(LAUNCH / "env" / f"{name}.env")
     assert container["image"].endswith(f":{name}")
+    chips = job["completions"] * int(container["resources"]["limits"][resource])
+    given = [one for one in container["args"] if one.startswith("--config.")]
+    (config,) = (one for one in container["args"] if one.startswith("--config="))
+    experiment = load_config(config.removeprefix("--config="), given)
+    assert experiment.train.batch_size % chips == 0, "or the run is refused"
     if name == "tpu":
         topology = job["template"]["spec"]["nodeSelector"]["cloud.google.com/gke-tpu-topology"]
         rows, columns = map(int, topology.split("x"))
-        chips = job["completions"] * int(container["resources"]["limits"][resource])
         assert chips == rows * columns
+
+
+@pytest.mark.parametrize("script", ["README.md", "tpu/tpu_vm.sh", "tpu/cluster_toolkit.sh"])
+def test_the_batch_of_an_example_on_sixteen_devices_divides_by_them(script):
+    (size,) = re.findall(r"--config\.train\.batch_size=(\d+)", (LAUNCH / script).read_text())
+    assert int(size) % 16 == 0
 
 
 def test_the_queue_leads_from_the_label_to_the_quota(built):

@@ -6,11 +6,13 @@
 
 Each config is compiled by `fgkd compile` in a process of its own, and its JSON is kept in the
 folder: what is there is not compiled again. `--every` takes all configs, `CONFIG@8` one with eight
-images in a batch of all chips. The results of all that
-is in the folder go into one JSON file and one table, `benchmarks/results/compile_<topology>.*`.
+images in a batch of all chips. What is in the folder goes into one JSON file and one table,
+`benchmarks/results/compile_<topology>.*`, beside what these held of other configs by the same
+compiler. `--every` may be stopped and started again: it leaves those out, but for `--again`.
 """
 
 import argparse
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from fgkd_jax.cli.compilation.known_sizes import OVERRIDES, SIZES_OF
 from fgkd_jax.cli.config import config_folder
 from fgkd_jax.errors import UserError
 
+COMPILER = ("jax", "jaxlib", "libtpu")
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = (
     "config | step | batch | memory a chip | of it temporaries | TFLOP | GB accessed | FLOP/byte | "
@@ -97,9 +100,7 @@ def table(topology: str, results: dict[str, Any]) -> str:
     """
     first = next(iter(results.values()))
     versions = ", ".join(
-        f"{name} {first['versions'][name]}"
-        for name in ("jax", "jaxlib", "libtpu")
-        if name in first["versions"]
+        f"{name} {first['versions'][name]}" for name in COMPILER if name in first["versions"]
     )
     made_by = f"`python benchmarks/pod_compile.py --topology {topology}`, with {versions}"
     head = [
@@ -121,35 +122,80 @@ def table(topology: str, results: dict[str, Any]) -> str:
     return "\n".join([*head, *body]) + "\n"
 
 
+def stored(path: Path) -> dict[str, Any]:
+    """Reads the results of before.
+
+    Args:
+      path: of the JSON file.
+
+    Returns:
+      Results by config, of the compiler that is installed; none where there is no file.
+    """
+    if not path.is_file():
+        return {}
+    results = json.loads(path.read_text())["configs"]
+    return {name: made for name, made in results.items() if is_current(made)}
+
+
+def is_current(made: dict[str, Any]) -> bool:
+    """Says whether a result is one of the compiler that is installed.
+
+    Args:
+      made: what `fgkd compile` wrote.
+
+    Returns:
+      Whether jax, jaxlib and libtpu are the same.
+    """
+    here = installed()
+    return all(made["versions"].get(name) == here.get(name) for name in COMPILER)
+
+
+def installed() -> dict[str, str]:
+    """Returns the versions of the compiler's packages, those that are there."""
+    found = importlib.metadata.distributions()
+    return {one.name: one.version for one in found if one.name in COMPILER}
+
+
 def _gib(number: float | None) -> str:
     return "unknown" if number is None else f"{number / 2**30:.2f} GiB"
 
 
-def main() -> None:
-    """Compiles what is missing and writes the results."""
+def main(arguments: list[str] | None = None) -> None:
+    """Compiles what is missing and writes the results.
+
+    Args:
+      arguments: of the command line; those of the process by default.
+
+    Raises:
+      UserError: the folder holds results for another topology, or nothing was asked for.
+    """
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("configs", nargs="*", help="names of configs, as NAME or NAME@BATCH")
     parser.add_argument("--every", action="store_true", help="all configs of the project")
+    parser.add_argument("--again", action="store_true", help="with --every: those stored, too")
     parser.add_argument("--topology", default="v5e:2x2", help="chip and shape")
     parser.add_argument("--folder", type=Path, required=True, help="where each result is kept")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    stem = f"compile_{options.topology.replace(':', '_')}"
+    before = stored(RESULTS / f"{stem}.json")
     known = sorted(path.stem for path in config_folder().glob("*.py"))
-    names = known if options.every else options.configs
+    missing = [one for one in known if options.again or one not in before]
+    names = missing if options.every else options.configs
     options.folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         output = options.folder / f"{name}.json"
         if not output.exists():
             compile_config(name, options.topology, output)
     results = {
-        path.stem: json.loads(path.read_text()) for path in sorted(options.folder.glob("*.json"))
+        **before,
+        **{path.stem: json.loads(path.read_text()) for path in options.folder.glob("*.json")},
     }
     others = {made["topology"]["name"] for made in results.values()} - {options.topology}
     if others:
         raise UserError(f"{options.folder} holds results for {', '.join(sorted(others))} as well")
     if not results:
         raise UserError(f"{options.folder} holds no result; expected names of configs, or --every")
-    stem = f"compile_{options.topology.replace(':', '_')}"
-    values = {"topology": options.topology, "configs": results}
+    values = {"topology": options.topology, "configs": dict(sorted(results.items()))}
     (RESULTS / f"{stem}.json").write_text(json.dumps(values, indent=1) + "\n")
     (RESULTS / f"{stem}.md").write_text(table(options.topology, results))
 

@@ -27,7 +27,7 @@ from fgkd_jax.cli.compilation.collectives import (
 )
 from fgkd_jax.cli.compilation.program import read_program
 from fgkd_jax.cli.compilation.topology import Slice, open_slice
-from fgkd_jax.cli.config import load_config
+from fgkd_jax.cli.config import config_folder, load_config
 from fgkd_jax.cli.main import main
 from fgkd_jax.cli.session import method_for
 from fgkd_jax.data.published_sizes import SIZES, WORDS, sized_dataset
@@ -459,6 +459,36 @@ def test_a_row_of_what_does_not_fit_has_as_many_cells(pod_compile):
     assert row.startswith("| some | train | 8 | 2.00 GiB | - |")
     assert row.endswith("| **no** | 3 s |")
     assert row.count("|") == len(pod_compile.COLUMNS.split("|")) + 1
+
+
+def test_results_of_the_same_compiler_are_kept(pod_compile, monkeypatch, tmp_path):
+    text = (BENCHMARKS / "results" / "compile_v5e_2x2.json").read_text()
+    results = json.loads(text)["configs"]
+    names = ("classify_birds", "mcl_birds", "tasn_birds")
+    made = {name: json.loads(json.dumps(results[name])) for name in names}
+    here = {name: made["mcl_birds"]["versions"][name] for name in pod_compile.COMPILER}
+    made["mcl_birds"]["versions"]["jaxlib"] = "0.0.1"
+    file = tmp_path / "compile_v5e_2x2.json"
+    file.write_text(json.dumps({"topology": "v5e:2x2", "configs": made}))
+    called = []
+
+    def compile_config(name, topology, output):
+        called.append(name)
+        output.write_text(json.dumps({**results["pma_cub"], "batch_size": 77}))
+
+    monkeypatch.setattr(pod_compile, "RESULTS", tmp_path)
+    monkeypatch.setattr(pod_compile, "installed", lambda: here)
+    monkeypatch.setattr(pod_compile, "compile_config", compile_config)
+    pod_compile.main(["--folder", str(tmp_path / "made"), "pma_cub", "tasn_birds"])
+    assert called == ["pma_cub", "tasn_birds"], "what is asked for is compiled again"
+    kept = json.loads(file.read_text())["configs"]
+    assert list(kept) == ["classify_birds", "pma_cub", "tasn_birds"]
+    assert kept["classify_birds"] == results["classify_birds"]
+    assert kept["tasn_birds"]["batch_size"] == 77
+    called.clear()
+    pod_compile.main(["--folder", str(tmp_path / "more"), "--every"])
+    assert len(called) == len(list(config_folder().glob("*.py"))) - 3
+    assert not {"classify_birds", "pma_cub", "tasn_birds"} & set(called)
 
 
 def test_a_config_is_compiled_at_another_batch(pod_compile, monkeypatch, tmp_path):

@@ -8,7 +8,8 @@ Each config is compiled by `fgkd compile` in a process of its own, and its JSON 
 folder: what is there is not compiled again. `--every` takes all configs, `CONFIG@8` one with eight
 images in a batch of all chips. What is in the folder goes into one JSON file and one table,
 `benchmarks/results/compile_<topology>.*`, beside what these held of other configs by the same
-compiler. `--every` may be stopped and started again: it leaves those out, but for `--again`.
+compiler. `--every` may be stopped and started again: it leaves those out. After a change of configs
+or of `fgkd compile` itself all is to be made `--again`.
 """
 
 import argparse
@@ -167,7 +168,8 @@ def main(arguments: list[str] | None = None) -> None:
       arguments: of the command line; those of the process by default.
 
     Raises:
-      UserError: the folder holds results for another topology, or nothing was asked for.
+      UserError: the folder holds results for another topology or of another compiler, or nothing
+        was asked for.
     """
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("configs", nargs="*", help="names of configs, as NAME or NAME@BATCH")
@@ -190,6 +192,9 @@ def main(arguments: list[str] | None = None) -> None:
         **before,
         **{path.stem: json.loads(path.read_text()) for path in options.folder.glob("*.json")},
     }
+    other = sorted(name for name, made in results.items() if not is_current(made))
+    if other:
+        raise UserError(f"{options.folder} holds results of another compiler: {', '.join(other)}")
     others = {made["topology"]["name"] for made in results.values()} - {options.topology}
     if others:
         raise UserError(f"{options.folder} holds results for {', '.join(sorted(others))} as well")

@@ -5,7 +5,8 @@ by `os._exit`: an ordinary exit waits for peers that wait for it. What JAX does 
 force beneath (heartbeats end a job whose host vanished without a word).
 
 SIGTERM asks for a stop. Between steps JAX brings all processes to the same step, which is saved.
-Before the first step and after the last, which is saved, there is nothing to lose: all end at once.
+Once the processes have met, until the first step, and after the last, which is saved, there is
+nothing to lose: all end at once.
 """
 
 import contextlib
@@ -28,6 +29,7 @@ from jax.experimental import multihost_utils
 
 from fgkd_jax.errors import EXIT_STATUS, FAILED, PeersMissing, Preempted, UserError, told
 from fgkd_jax.train.places import Place, ProcessOptions, find_place, split_address
+from fgkd_jax.train.termination import Termination
 
 HEARTBEAT_SECONDS = 30
 """After so long without a sign of a process, JAX ends the others."""
@@ -58,8 +60,10 @@ class Job:
         self._beat: float | None = None
         self._begun = time.monotonic()
         self._started = self._over = False
-        self._asked_to_stop = self._ending = False
-        self._signals: socket.socket | None = None
+        self._step = 0
+        self._asked_to_stop = False
+        self._termination: Termination | None = None
+        self._end = threading.RLock()  # of the thread that ends the process; never given back
         self._ended = threading.Event()
         self._watch = threading.Thread(target=self._watching, name="fgkd-watch", daemon=True)
         if count > 1:
@@ -78,44 +82,38 @@ class Job:
             self._started = True
             if self.count > 1:
                 _leave_signals_to_jax()
-        self._beat = time.monotonic()
+        self._beat, self._step = time.monotonic(), step
         if self.count > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
+            self._asked_to_stop = multihost_utils.reached_preemption_sync_point(step)
         return self._asked_to_stop
 
     def steps_are_over(self) -> None:
-        """Ends the watch over steps: what follows takes as long as it takes."""
+        """Ends the watch over steps: what follows takes as long as it takes.
+
+        Raises:
+          Preempted: SIGTERM came with the last step, or after it; the same on every process.
+        """
+        if self._started and self.count > 1 and not self._asked_to_stop:
+            self._asked_to_stop = multihost_utils.reached_preemption_sync_point(self._step + 1)
         self._beat, self._over = None, True
-        self.take_signals()
+        if self._termination is not None:
+            self._termination.take()
+        if self._asked_to_stop:
+            raise Preempted("asked to stop; all steps are saved, and not all is evaluated")
 
     def take_signals(self) -> None:
-        """Lets SIGTERM end the run at once, until steps begin; signals are the main thread's.
+        """Lets SIGTERM end the run at once, until steps begin."""
+        self._termination = Termination(self.ask_to_stop, watched=self.count > 1)
 
-        A process that waits in compiled code, as for its peers, runs no handler of Python; the
-        watch is told by the signal itself.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            return
-        if self.count > 1 and self._signals is None:
-            self._signals, wake = socket.socketpair()
-            for one in (self._signals, wake):
-                one.setblocking(False)
-            signal.set_wakeup_fd(wake.detach(), warn_on_full_buffer=False)
-        signal.signal(signal.SIGTERM, self.ask_to_stop)
-
-    def give_signals_back(self, handler: Any) -> None:
+    def give_signals_back(self) -> None:
         """Ends what `take_signals` began.
 
-        Args:
-          handler: what SIGTERM called before, as of `signal.getsignal`.
+        A process of several is about to end, and its scheduler may know that from another of them.
         """
-        if threading.current_thread() is not threading.main_thread():
-            return
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if handler is None else handler)
-        if self._signals is not None:
-            os.close(signal.set_wakeup_fd(-1))
-            self._signals.close()
-            self._signals = None
+        if self._termination is not None and self.count > 1:
+            self._termination.ignore()
+        elif self._termination is not None:
+            self._termination.give_back()
 
     def ask_to_stop(self, number: int = signal.SIGTERM, frame: FrameType | None = None) -> None:
         """Asks for a stop, after the step under way where there is one; a signal handler.
@@ -127,8 +125,10 @@ class Job:
         Raises:
           Preempted: the only process of a run has no step under way.
         """
+        if self.count > 1:
+            return  # the watch has seen it
         self._asked_to_stop = True
-        if self.count == 1 and (self._over or not self._started):
+        if self._over or not self._started:
             raise Preempted(_STOPS.partition(": ")[2])
 
     def fail(self, error: BaseException) -> NoReturn:
@@ -139,8 +139,7 @@ class Job:
         Args:
           error: what was raised.
         """
-        if self._ending:  # what is raised here comes of it: peers that are told leave first
-            self._watch.join()
+        self._end.acquire()  # where the watch has it, what is raised here comes of what it does
         line, status = told(error) or (_last_line(error), FAILED)
         if first := self._failures():
             rank, reason, its_status = first
@@ -158,14 +157,18 @@ class Job:
 
         The watch goes on meanwhile: another may fail yet.
         """
-        if self.count > 1:
+        if self.count == 1:
+            return
+        try:
             jax.distributed.shutdown()
+        finally:
             self._ended.set()
             self._watch.join()
 
     def _say(self, line: str) -> None:
-        sys.stderr.write(f"fgkd: rank {self.rank}: {line}\n")
-        sys.stderr.flush()
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+            sys.stderr.write(f"fgkd: rank {self.rank}: {line}\n")
+            sys.stderr.flush()
 
     def _announce(self, line: str, status: int) -> None:
         if (client := global_state.client) is None:
@@ -187,9 +190,11 @@ class Job:
         return None
 
     def _leave(self, line: str | None, status: int) -> NoReturn:
+        self._end.acquire()
         if line:
             self._say(line)
-        sys.stdout.flush()
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
         os._exit(status)
 
     def _watching(self) -> None:
@@ -198,17 +203,10 @@ class Job:
                 rank, reason, status = first
                 # Its status too: a run that was given something wrong is not to be started again.
                 self._leave(_because(rank, reason, status), status)
-            if self._stop_is_due():
+            if self._termination is not None and self._termination.came():
                 self._end_all(_STOPS, EXIT_STATUS[Preempted])
             if late := self._late():
                 self._end_all(late, FAILED, shows_threads=True)
-
-    def _stop_is_due(self) -> bool:
-        """Whether SIGTERM came to this process outside of steps, where JAX does not take it."""
-        with contextlib.suppress(BlockingIOError):
-            while self._signals is not None and (numbers := self._signals.recv(64)):
-                self._asked_to_stop |= signal.SIGTERM in numbers
-        return self._asked_to_stop
 
     def _late(self) -> str | None:
         """What to say where the watchdog has waited long enough."""
@@ -224,10 +222,11 @@ class Job:
         return None
 
     def _end_all(self, line: str, status: int, *, shows_threads: bool = False) -> NoReturn:
-        self._ending = True
+        self._end.acquire()
         self._say(line)
-        if shows_threads:
-            faulthandler.dump_traceback(sys.__stderr__ or 2)
+        with contextlib.suppress(OSError, ValueError):
+            if shows_threads:
+                faulthandler.dump_traceback(sys.__stderr__ or 2)
         self._announce(line, status)
         self._leave(None, status)
 
@@ -269,24 +268,26 @@ def job(options: ProcessOptions) -> Iterator[Job]:
     one = initialize(options, place)
     with _taking_signals(one):
         try:
-            yield one
-        except Preempted:
+            try:
+                yield one
+            except Preempted:
+                one.close()
+                raise
             one.close()
+        except Preempted:
             raise
         except BaseException as error:
             one.fail(error)
-        one.close()
 
 
 @contextlib.contextmanager
 def _taking_signals(one: Job) -> Iterator[None]:
     """Lets SIGTERM ask for a stop, and gives it back."""
-    before = signal.getsignal(signal.SIGTERM)
     one.take_signals()
     try:
         yield
     finally:
-        one.give_signals_back(before)
+        one.give_signals_back()
 
 
 def initialize(options: ProcessOptions, place: Place) -> Job:
@@ -302,7 +303,7 @@ def initialize(options: ProcessOptions, place: Place) -> Job:
       Its part in the run.
 
     Raises:
-      UserError: JAX finds no place for this process.
+      UserError: JAX finds no place for this process, or computed already.
       PeersMissing: the coordinator cannot be reached in time, or its port is taken.
     """
     started = time.monotonic()
@@ -329,7 +330,9 @@ def initialize(options: ProcessOptions, place: Place) -> Job:
     except (RuntimeError, ValueError) as error:
         where = place.coordinator or _detected()
         reason = str(error).splitlines()[0]
-        kind = PeersMissing if isinstance(error, RuntimeError) else UserError
+        # RuntimeError is also what JAX raises where it was used before.
+        missing = isinstance(error, RuntimeError) and "called" not in reason
+        kind = PeersMissing if missing else UserError
         raise kind(f"cannot start the processes with coordinator {where}: {reason}") from error
     finally:
         alarm.cancel()

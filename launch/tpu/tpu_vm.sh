@@ -40,15 +40,18 @@ version_of() {
   esac
 }
 
-# What a host runs: it starts the run unless it goes on, shows the log, and ends with its status.
-# The files lie beside the environment; a signal to the group of the run leaves its shell, which
-# writes the status.
+# What a host runs: it starts the run unless one goes on, shows the log, and ends with its status,
+# 13 where it was killed. The files lie beside the environment; a signal to the group of the run
+# leaves its shell, which writes the status.
+# shellcheck disable=SC2016 # it is the host that expands
 run_on_host() {
   local run="trap : TERM; $1; echo \$? >fgkd.status"
-  echo "alive() { [ -f fgkd.pid ] && kill -0 \"\$(cat fgkd.pid)\" 2>/dev/null; }"
-  echo "alive || { rm -f fgkd.status"
-  echo "setsid nohup bash -c $(printf '%q' "$run") >fgkd.log 2>&1 </dev/null & echo \$! >fgkd.pid; }"
-  echo "tail --pid=\"\$(cat fgkd.pid)\" -n +1 -f fgkd.log; exit \"\$(cat fgkd.status)\""
+  echo 'alive() { grep -qs fgkd.status "/proc/$(cat fgkd.pid 2>/dev/null)/cmdline"; }'
+  echo 'if alive; then echo "tpu_vm.sh: a run goes on here; its log follows"'
+  echo 'else rm -f fgkd.status; : >fgkd.log'
+  echo "setsid nohup bash -c $(printf '%q' "$run") >>fgkd.log 2>&1 </dev/null & echo \$! >fgkd.pid; fi"
+  echo 'tail --pid="$(cat fgkd.pid)" -n +1 -f fgkd.log'
+  echo 'exit "$(cat fgkd.status 2>/dev/null || echo 13)"'
 }
 
 [[ $# -ge 1 ]] || fail "$usage"

@@ -120,8 +120,9 @@ def run_script(script: Path, *arguments: str, folder: Path, **variables: str):
     )
 
 
+@pytest.mark.parametrize("cores", [{}, {"SLURM_CPUS_PER_TASK": "3"}])
 @pytest.mark.parametrize(("status", "requeued"), [(0, False), (75, True), (13, False), (2, False)])
-def test_the_slurm_script_queues_a_preempted_run_again(status, requeued, tmp_path):
+def test_the_slurm_script_queues_a_preempted_run_again(status, requeued, cores, tmp_path):
     calls = recording(tmp_path, "scontrol")
     fake(tmp_path / "bin", "srun", f'echo srun "$@" flags="$A_FLAG"; exit {status}')
     flags = tmp_path / "flags.env"
@@ -129,10 +130,11 @@ def test_the_slurm_script_queues_a_preempted_run_again(status, requeued, tmp_pat
     done = run_script(
         LAUNCH / "slurm" / "train.sbatch",
         "--config", "a b", folder=tmp_path, SLURM_JOB_ID="7", FGKD_ENV_FILE=str(flags),
-        SLURM_CPUS_PER_TASK="3",
+        **cores,
     )  # fmt: skip
     assert done.returncode == status
-    expected = "srun --kill-on-bad-exit=1 --cpus-per-task=3 fgkd train --config a b flags=--a=b"
+    asked = "--cpus-per-task=3 " if cores else ""  # without it a task has all of its node
+    expected = f"srun --kill-on-bad-exit=1 {asked}fgkd train --config a b flags=--a=b"
     assert done.stdout.splitlines()[0] == expected
     assert (calls.read_text().split() if calls.exists() else []) == (
         ["scontrol", "requeue", "7"] if requeued else []
@@ -222,6 +224,12 @@ def on_hosts(folder: Path, body: str) -> None:
     fake(folder / "fgkd" / "bin", "fgkd", body)
 
 
+def test_a_run_that_was_killed_is_one_to_start_again(tmp_path):
+    on_hosts(tmp_path, "echo begun; kill -KILL 0")
+    done = run_script(LAUNCH / "tpu" / "tpu_vm.sh", "train", "--config=x", folder=tmp_path, **TPU)
+    assert (done.stdout, done.returncode) == ("begun\n", 13), done.stderr
+
+
 @pytest.mark.parametrize("status", [0, 13])
 def test_a_host_shows_the_log_and_ends_with_the_status(status, tmp_path):
     on_hosts(tmp_path, f'printf "<%s>" "$@"; echo " $LIBTPU_INIT_ARGS"; exit {status}')
@@ -244,6 +252,7 @@ def test_a_run_outlives_the_connection_and_saves_when_it_is_told_to_stop(tmp_pat
             assert broken.stdout.readline() == "begun\n"
             os.killpg(broken.pid, signal.SIGKILL)
         with subprocess.Popen(train, **options) as again:
+            assert again.stdout.readline() == "tpu_vm.sh: a run goes on here; its log follows\n"
             assert again.stdout.readline() == "begun\n"
             done = run_script(script, "stop", folder=tmp_path, **TPU)
             assert done.returncode == 0, done.stderr

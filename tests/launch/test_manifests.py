@@ -181,7 +181,7 @@ TPU, GPU, JOBSET_FILE = "overlays/tpu/workers.yaml", "overlays/gpu/workers.yaml"
 MISTAKES = [
     (JOBSET_FILE, "name: not_to_be_repeated", "name: not-to-be-repeated", "not-to-be-repeated"),
     (JOBSET_FILE, "action: FailJobSet", "action: FailPod", "FailPod"),
-    (JOBSET_FILE, "    maxRestarts: 1000", "    maxRestart: 1000", "maxRestart"),
+    (JOBSET_FILE, "    maxRestarts: 100", "    maxRestart: 100", "maxRestart"),
     (JOBSET_FILE, "  network:", "  maxRestarts: 3\n  network:", "maxRestarts"),
     (JOBSET_FILE, "completionMode:", "completionmode:", "completionmode"),
     (JOBSET_FILE, "restartPolicy:", "restartpolicy:", "restartpolicy"),

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from typing import ClassVar
 
@@ -170,6 +171,22 @@ def fails_while_the_other_waits_for_the_end(job, workdir):
         raise RuntimeError("the disk of this host is on fire")
 
 
+def is_told_to_stop_while_it_fails(job, workdir):
+    """As a scheduler does: a rank that is told of the failure may have ended before this one."""
+    if job.rank == 0:
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        raise UserError("workdir is not one")
+    gather({})
+
+
+def stopped_with_the_last_step(job, workdir):
+    train(workdir, steps=2, after_step=job.after_step)
+    if job.rank == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(3)
+    job.steps_are_over()
+
+
 def never_begins(job, workdir):
     if job.rank == 1:
         time.sleep(600)
@@ -179,6 +196,8 @@ def never_begins(job, workdir):
 AROUND = {
     "stopped before": stopped_before_the_first_step,
     "stopped after": stopped_after_the_last_step,
+    "stopped between": stopped_with_the_last_step,
+    "told while failing": is_told_to_stop_while_it_fails,
     "fail late": fails_while_the_other_waits_for_the_end,
     "never begin": never_begins,
 }
@@ -212,6 +231,7 @@ def main(coordinator, rank, what, workdir):
         with distributed.job(options) as job:
             work(job, what, workdir)
     except Preempted as error:
+        os.kill(os.getpid(), signal.SIGTERM)  # as from a scheduler that sees another rank's end
         line, status = told(error)
         print(json.dumps(line))
         return status

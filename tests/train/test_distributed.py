@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -166,6 +167,23 @@ def test_sigterm_without_a_step_under_way_ends_all_at_once(when, rank, tmp_path)
     assert "Traceback" not in log
 
 
+def test_sigterm_while_the_last_step_is_saved_is_not_lost(tmp_path):
+    statuses, log, _ = run_two("stopped between", tmp_path, limit=60)
+    assert statuses == [75, 75], log
+    told = [json.loads(line) for line in log.splitlines() if line.startswith('"stopped')]
+    assert told == ["stopped: asked to stop; all steps are saved, and not all is evaluated"] * 2
+
+
+def test_sigterm_does_not_change_the_status_of_a_process_that_fails(tmp_path):
+    statuses, log, _ = run_two("told while failing", tmp_path, limit=60)
+    assert statuses == [2, 2], log
+    line = "error: workdir is not one"
+    assert said(log) == [
+        f"fgkd: rank 0: {line}",
+        f"fgkd: rank 1: ends because rank 0 failed: {line}",
+    ]
+
+
 def test_an_exception_ends_those_who_wait_for_the_end(tmp_path):
     statuses, log, between = run_two("fail late", tmp_path, limit=60)
     assert statuses == [distributed.FAILED] * 2, log
@@ -225,6 +243,35 @@ def test_a_process_alone_stops_at_sigterm_and_gives_the_signal_back():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_process_alone_that_is_asked_to_stop_at_the_last_step_says_so():
+    def body():
+        with distributed.job(ProcessOptions(detect="off")) as job:
+            job.after_step(1)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert job.after_step(2)
+            job.steps_are_over()
+
+    with pytest.raises(Preempted, match="all steps are saved"):
+        body()
+
+
+def test_a_job_that_nobody_entered_leaves_signals_alone():
+    before, job = signal.getsignal(signal.SIGTERM), distributed.Job()
+    job.after_step(1)
+    job.steps_are_over()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_processes_are_not_missing_where_jax_was_used_before():
+    jax.devices()
+    with (
+        pytest.raises(UserError, match="must be called before any JAX calls") as raised,
+        distributed.job(ProcessOptions(f"127.0.0.1:{free_port()}", 2, 0, timeout=60)),
+    ):
+        raise AssertionError("JAX cannot be told any more")
+    assert told(raised.value)[1] == 2, "the same command would fail again"
+
+
 @pytest.mark.parametrize("over", [False, True])
 def test_a_process_alone_ends_at_once_where_no_step_is_under_way(over):
     def body():
@@ -247,8 +294,8 @@ def test_a_process_that_is_found_to_be_alone_stops_at_sigterm():
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    print(job.after_step(2))"
     )
-    slurm = {"SLURM_JOB_ID": "61234", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "1",
-             "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_NODES": "1"}  # fmt: skip
+    slurm = {"SLURM_JOB_ID": str(free_port()), "SLURM_STEP_NODELIST": "localhost",
+             "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_NODES": "1"}  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,

@@ -294,8 +294,14 @@ def test_a_process_that_is_found_to_be_alone_stops_at_sigterm():
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    print(job.after_step(2))"
     )
-    slurm = {"SLURM_JOB_ID": str(free_port()), "SLURM_STEP_NODELIST": "localhost",
-             "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_NODES": "1"}  # fmt: skip
+    slurm = {
+        "SLURM_JOB_ID": str(free_port()),
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "1",
+        "SLURM_PROCID": "0",
+        "SLURM_LOCALID": "0",
+        "SLURM_STEP_NUM_NODES": "1",
+    }
     done = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,

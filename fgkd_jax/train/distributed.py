@@ -317,6 +317,7 @@ def initialize(options: ProcessOptions, place: Place) -> Job:
     alarm.start()
     known = None not in (place.coordinator, place.num_processes, place.process_id)
     # Else JAX takes SIGTERM from here on, and notes it until a step asks for it.
+    enabled = jax.config.values["jax_enable_preemption_service"]
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
@@ -336,6 +337,7 @@ def initialize(options: ProcessOptions, place: Place) -> Job:
         raise kind(f"cannot start the processes with coordinator {where}: {reason}") from error
     finally:
         alarm.cancel()
+        jax.config.update("jax_enable_preemption_service", enabled)
     one = Job(
         global_state.process_id,
         global_state.num_processes,
@@ -378,7 +380,6 @@ def _give_up(place: Place, timeout: float) -> NoReturn:
 
 def _leave_signals_to_jax() -> None:
     """Lets JAX take SIGTERM, and bring all processes to the same step; all call it, each once."""
-    jax.config.update("jax_enable_preemption_service", True)
     global_state.initialize_preemption_sync_manager()
 
 

@@ -270,6 +270,7 @@ def test_processes_are_not_missing_where_jax_was_used_before():
     ):
         raise AssertionError("JAX cannot be told any more")
     assert told(raised.value)[1] == 2, "the same command would fail again"
+    assert jax.config.jax_enable_preemption_service, "what was changed meanwhile is changed back"
 
 
 @pytest.mark.parametrize("over", [False, True])

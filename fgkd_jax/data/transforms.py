@@ -9,6 +9,7 @@ clipped to the image (one that lies outside has no area), and a part outside is 
 invisible parts are at (0, 0).
 """
 
+import abc
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -42,7 +43,7 @@ class Compose:
 
 
 @dataclass(frozen=True)
-class _Crop:
+class _Crop(abc.ABC):
     """What the transforms that cut a window have in common; `_window` says which one."""
 
     size: tuple[int, int]
@@ -51,8 +52,8 @@ class _Crop:
         """Cuts the window out and resizes it."""
         return crop_and_resize(example, window=self._window(example, rng), size=self.size)
 
-    def _window(self, example: Example, rng: np.random.Generator) -> Window:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _window(self, example: Example, rng: np.random.Generator) -> Window: ...
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What methods that train several networks together have in common."""
 
+import abc
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -19,7 +20,7 @@ from fgkd_jax.typing import Array, Batch, Float, Int, Variables
 
 
 @dataclasses.dataclass(frozen=True)
-class SeveralNetworks(ImageOptions):
+class SeveralNetworks(ImageOptions, abc.ABC):
     """Options of methods that train networks together, and what they predict by.
 
     Attributes, besides those of `ImageOptions`:
@@ -59,9 +60,9 @@ class SeveralNetworks(ImageOptions):
         return len(self.networks)
 
     @property
+    @abc.abstractmethod
     def network(self) -> nn.Module:
         """The Linen module behind the method, with a function `classify` of images."""
-        raise NotImplementedError
 
     @property
     def backbones(self) -> tuple[Any, ...]:

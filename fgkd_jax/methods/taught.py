@@ -1,5 +1,6 @@
 """What methods have in common that teach one network by a frozen one."""
 
+import abc
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +20,7 @@ from fgkd_jax.typing import Array, Batch, Float, Key, Variables
 
 
 @dataclasses.dataclass(frozen=True)
-class TaughtOptions(ImageOptions):
+class TaughtOptions(ImageOptions, abc.ABC):
     """A student, a standard network, and how it is trained by what a frozen teacher says.
 
     The teacher sees the same images, after the same change of colours, runs in evaluation mode, and
@@ -60,10 +61,11 @@ class TaughtOptions(ImageOptions):
         )
 
     @property
+    @abc.abstractmethod
     def teaching(self) -> Method:
         """The teacher as a method of its own."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def init_teacher(self, key: Key[Array, ""], batch: Batch) -> Variables:
         """Initialises the teacher; trained weights replace them.
 
@@ -74,8 +76,8 @@ class TaughtOptions(ImageOptions):
         Returns:
           Its collections.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def teach(self, frozen: Variables, image: Array, batch: Batch) -> Array:
         """Asks the teacher.
 
@@ -87,8 +89,8 @@ class TaughtOptions(ImageOptions):
         Returns:
           Its logits, float32 [b, k], through which no gradient passes.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def distillation(
         self, logits: Float[Array, "b k"], taught: Float[Array, "b k"]
     ) -> Float[Array, "b"]:
@@ -101,7 +103,6 @@ class TaughtOptions(ImageOptions):
         Returns:
           The loss of each example.
         """
-        raise NotImplementedError
 
     def frozen_parameters(self) -> tuple[str, ...]:
         """Names no parameters: the teacher's are none of `params`.

@@ -1,5 +1,6 @@
 """What every backbone shares: the interface of its stages, and checks of its options."""
 
+import abc
 import re
 from collections.abc import Mapping
 
@@ -56,13 +57,13 @@ class Backbone(nn.Module):
         super().__post_init__()
 
     @property
+    @abc.abstractmethod
     def num_stages(self) -> int:
         """Number of stages, the stem included."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _stage(self, index: int) -> nn.Module:
         """A new module of stage `index`, called as `module(x, train)`."""
-        raise NotImplementedError
 
     @nn.compact
     def __call__(

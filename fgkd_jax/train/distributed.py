@@ -165,6 +165,19 @@ class Job:
             self._ended.set()
             self._watch.join()
 
+    def late(self) -> str | None:
+        """Returns what to say where the watchdog has waited long enough; None where it has not."""
+        now, beat = time.monotonic(), self._beat
+        if self._limit and beat is not None and now - beat > self._limit:
+            return f"error: no step was finished for {self._limit:g} s; a peer may hang"
+        waits = self._start_limit and not self._started and not self._over
+        if waits and now - self._begun > self._start_limit:
+            return (
+                f"error: the first step was not begun within {self._start_limit:g} s; a peer may "
+                "hang, or --start_timeout is too short for what comes before it"
+            )
+        return None
+
     def _say(self, line: str) -> None:
         with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
             sys.stderr.write(f"fgkd: rank {self.rank}: {line}\n")
@@ -205,21 +218,8 @@ class Job:
                 self._leave(_because(rank, reason, status), status)
             if self._termination is not None and self._termination.came():
                 self._end_all(_STOPS, EXIT_STATUS[Preempted])
-            if late := self._late():
+            if late := self.late():
                 self._end_all(late, FAILED, shows_threads=True)
-
-    def _late(self) -> str | None:
-        """What to say where the watchdog has waited long enough."""
-        now, beat = time.monotonic(), self._beat
-        if self._limit and beat is not None and now - beat > self._limit:
-            return f"error: no step was finished for {self._limit:g} s; a peer may hang"
-        waits = self._start_limit and not self._started and not self._over
-        if waits and now - self._begun > self._start_limit:
-            return (
-                f"error: the first step was not begun within {self._start_limit:g} s; a peer may "
-                "hang, or --start_timeout is too short for what comes before it"
-            )
-        return None
 
     def _end_all(self, line: str, status: int, *, shows_threads: bool = False) -> NoReturn:
         self._end.acquire()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import jax
@@ -201,6 +202,29 @@ def test_the_watchdog_ends_a_job_that_does_not_begin(tmp_path):
     assert between < 10
     assert "error: the first step was not begun within 2 s; a peer may hang, or" in said(log)[0]
     assert "most recent call first" in log
+
+
+def test_each_limit_holds_in_its_own_time(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(distributed, "time", types.SimpleNamespace(monotonic=lambda: now))
+    job = distributed.Job(step_timeout=20, start_timeout=10)
+    now += 10
+    assert job.late() is None
+    now += 1
+    assert "the first step was not begun within 10 s" in job.late()
+    job.after_step(1)
+    now += 20
+    assert job.late() is None, "steps have begun, and this one is within its limit"
+    now += 1
+    assert "no step was finished for 20 s" in job.late()
+    job.steps_are_over()
+    now += 1000
+    assert job.late() is None
+
+    without_steps = distributed.Job(step_timeout=20, start_timeout=10)
+    without_steps.steps_are_over()
+    now += 1000
+    assert without_steps.late() is None, "a run that was finished before"
 
 
 def test_an_unreachable_coordinator_is_named_within_the_timeout():

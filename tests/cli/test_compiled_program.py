@@ -248,6 +248,33 @@ def test_an_exchange_beside_several_steps_counts_once():
     assert one in collectives(SEVERAL)
 
 
+SCATTERS = """\
+%sums (p: f32[8,4], q: bf16[16]) -> (f32[2,4], bf16[4]) {
+  %r = (f32[8,4]{1,0:T(8,128)}, bf16[16]{0}) all-reduce(%p, %q), replica_groups={{0,1,2,3}}
+  %g = f32[8,4]{1,0:T(8,128)S(1)} get-tuple-element(%r), index=0
+  %h = bf16[16]{0} get-tuple-element(%r), index=1
+  %i = u32[] multiply(%partition, %two)
+  %s = f32[2,4]{1,0:T(8,128)} dynamic-slice(%g, %i, %zero), dynamic_slice_sizes={2,4}
+  %t = bf16[4]{0} dynamic-slice(%h, %i), dynamic_slice_sizes={4}
+  ROOT %u = (f32[2,4], bf16[4]) tuple(%s, %t)
+}
+
+ENTRY %main (p: f32[8,4], q: bf16[16]) -> (f32[2,4], bf16[4]) {
+  ROOT %f = (f32[2,4], bf16[4]) fusion(%p, %q), kind=kCustom, calls=%sums
+}
+"""
+
+
+def test_a_sum_of_which_each_keeps_its_part_is_a_reduce_scatter():
+    assert collectives(SCATTERS) == [Collective("reduce-scatter", 2 * 4 * 4 + 4 * 2, 4)]
+    all_kept = Collective("all-reduce", 8 * 4 * 4 + 16 * 2, 4)
+    also_read = SCATTERS.replace("  ROOT %u", "  %v = f32[8,4] negate(%g)\n  ROOT %u")
+    assert collectives(also_read) == [all_kept]
+    # Two steps of a program, of which the first may be waited for by others as well.
+    apart = SCATTERS.replace("fusion(%p, %q), kind=kCustom, calls", "call(%p, %q), to_apply")
+    assert collectives(apart) == [all_kept]
+
+
 @pytest.mark.parametrize(
     ("groups", "devices"),
     [
@@ -310,6 +337,12 @@ def loss(w, x):
     return jnp.mean(jax.lax.scan(body, x, None, length=9)[0])
 
 print(jax.jit(jax.grad(loss)).lower(w, x).compile().as_text())
+print("=" * 9)
+parts = NamedSharding(mesh, P(("data", "fsdp")))  # small arrays are summed in another way
+w = jax.ShapeDtypeStruct((1024, 2048), jnp.float32, sharding=parts)
+x = jax.ShapeDtypeStruct((4096, 1024), jnp.float32, sharding=parts)
+step = lambda w, x: w - jax.grad(lambda w: jnp.sum(jnp.tanh(x @ w)))(w)
+print(jax.jit(step, out_shardings=parts).lower(w, x).compile().as_text())
 """
 
 
@@ -321,7 +354,11 @@ def test_what_the_tpu_compiler_writes_is_read():
     done = subprocess.run([sys.executable, "-c", FOR_TPU], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "known_trip_count" not in done.stdout, "it is no longer to be derived"
-    program = read_program(done.stdout)
+    loops, sharded = done.stdout.split("=" * 9)
+    found = {one.kind: one for one in find_collectives(read_program(sharded), devices=4)}
+    assert found.keys() == {"all-gather", "reduce-scatter"}
+    assert found["reduce-scatter"] == Collective("reduce-scatter", 256 * 2048 * 4, 4)
+    program = read_program(loops)
     assert [loop.rounds for loop in program.loops] == [9, 9]
     found = find_collectives(program, devices=4)
     assert {one.devices for one in found} == {2}

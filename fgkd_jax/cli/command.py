@@ -134,7 +134,8 @@ def define_processes(values: flags.FlagValues) -> None:
     flags.DEFINE_float(
         "step_timeout",
         1800.0,
-        "seconds that a step may take in a run of several processes; 0 for no limit",
+        "seconds that a step or a batch of an evaluation between steps may take in a run of "
+        "several processes; 0 for no limit",
         flag_values=values,
     )
     flags.DEFINE_float(

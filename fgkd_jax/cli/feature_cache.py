@@ -90,10 +90,8 @@ def cached_feed(
       A feed of features, computed now unless they are stored already.
 
     Raises:
-      UserError: there are several processes, or the disk is full.
+      UserError: the disk is full.
     """
-    if jax.process_count() > 1:
-        raise UserError("features.views needs a single process; set it to 0 here")
     mark = _fingerprint(experiment, dataset)
     views = experiment.features.views
     sizes = {"train": views * dataset.info.splits["train"]}

@@ -1,16 +1,26 @@
 """What the processes of one run must have in common, and the flags that bring them together."""
 
+import jax
 from absl import flags
 
 from fgkd_jax.cli.command import get
 from fgkd_jax.cli.experiment import Experiment, experiment_to_dict
 from fgkd_jax.cli.session import open_data
+from fgkd_jax.cli.weights import weight_hashes
 from fgkd_jax.cli.workdir import flatten
 from fgkd_jax.data.base import Dataset
+from fgkd_jax.errors import UserError
 from fgkd_jax.train.places import ProcessOptions
 from fgkd_jax.train.processes import check_same, check_shared
 
-MAY_DIFFER = ("data.data_dir", "data.num_workers", "data.read_threads", "pretrained.path")
+MAY_DIFFER = (
+    "data.data_dir",
+    "data.num_workers",
+    "data.read_threads",
+    "pretrained.path",
+    "pretrained.others.",
+    "pretrained.teacher",
+)
 """Options that depend on the machine: where it keeps what all of them have, how fast it reads."""
 
 
@@ -38,7 +48,7 @@ def process_options(values: flags.FlagValues) -> ProcessOptions:
 
 
 def check_processes(experiment: Experiment, *, workdir: str) -> None:
-    """Checks that all processes were given the same run, and see its folder.
+    """Checks that all processes were given the same run, one for several, and see its folder.
 
     Args:
       experiment: every option of the run, as this process has it.
@@ -50,7 +60,24 @@ def check_processes(experiment: Experiment, *, workdir: str) -> None:
     options = flatten(experiment_to_dict(experiment))
     common = {name: value for name, value in options.items() if not name.startswith(MAY_DIFFER)}
     check_same(common, what="config")
+    if experiment.features.views and jax.process_count() > 1:
+        raise UserError(
+            f"features.views is {experiment.features.views}, but there are {jax.process_count()} "
+            "processes, and features are computed by one alone; expected 0, or a run of one process"
+        )
     check_shared(workdir)
+
+
+def check_same_weights(experiment: Experiment) -> None:
+    """Checks that the files of weights are the same for all processes, wherever they lie.
+
+    Args:
+      experiment: names the files.
+
+    Raises:
+      UserError: on every process, where they are not; a file cannot be read.
+    """
+    check_same(weight_hashes(experiment), what="set of weights")
 
 
 def open_same_data(experiment: Experiment) -> Dataset:

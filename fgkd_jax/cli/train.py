@@ -103,7 +103,7 @@ def run_experiment(experiment: Any, *, workdir: str, job: Any = None) -> dict[st
     """
     from fgkd_jax.cli import results, session
     from fgkd_jax.cli import workdir as folder
-    from fgkd_jax.cli.processes import check_processes, open_same_data
+    from fgkd_jax.cli.processes import check_processes, check_same_weights, open_same_data
     from fgkd_jax.cli.teachers import check_teacher
     from fgkd_jax.cli.weights import check_files, check_words, tell_frozen
     from fgkd_jax.train.distributed import Job
@@ -114,6 +114,7 @@ def run_experiment(experiment: Any, *, workdir: str, job: Any = None) -> dict[st
     check_processes(experiment, workdir=workdir)
     on_primary(lambda: folder.check(workdir, experiment))
     check_files(experiment)
+    check_same_weights(experiment)
     dataset = open_same_data(experiment)
     session.check_batches(experiment, dataset)
     check_teacher(experiment, dataset)
@@ -137,6 +138,7 @@ def run_experiment(experiment: Any, *, workdir: str, job: Any = None) -> dict[st
                 workdir=workdir,
                 log=session.say,
                 after_step=job.after_step,
+                after_batch=job.beat,
             )
         except NonFiniteError as error:
             raise NonFiniteError(f"{error}; {_kept(checkpointer)}") from error

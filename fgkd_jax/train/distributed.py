@@ -1,4 +1,4 @@
-"""Runs of several processes: how they find each other, and how they end together.
+"""Runs of several processes: how they begin, and how they end together.
 
 A process that fails says so first in the log, tells the others through the coordinator, and leaves
 by `os._exit`: an ordinary exit waits for peers that wait for it. What JAX does by itself stays in
@@ -14,7 +14,6 @@ import faulthandler
 import json
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -27,8 +26,9 @@ import jax
 from jax._src.distributed import global_state  # the key-value store has no public name
 from jax.experimental import multihost_utils
 
-from fgkd_jax.errors import EXIT_STATUS, FAILED, PeersMissing, Preempted, UserError, told
-from fgkd_jax.train.places import Place, ProcessOptions, find_place, split_address
+from fgkd_jax.errors import EXIT_STATUS, FAILED, Preempted, told
+from fgkd_jax.train.meeting import connect
+from fgkd_jax.train.places import Place, ProcessOptions, find_place
 from fgkd_jax.train.termination import Termination
 
 HEARTBEAT_SECONDS = 30
@@ -86,6 +86,11 @@ class Job:
         if self.count > 1:
             self._asked_to_stop = multihost_utils.reached_preemption_sync_point(step)
         return self._asked_to_stop
+
+    def beat(self) -> None:
+        """Takes note, for the watchdog, that what goes on between two steps gets on."""
+        if self._beat is not None:
+            self._beat = time.monotonic()
 
     def steps_are_over(self) -> None:
         """Ends the watch over steps: what follows takes as long as it takes.
@@ -306,38 +311,7 @@ def initialize(options: ProcessOptions, place: Place) -> Job:
       UserError: JAX finds no place for this process, or computed already.
       PeersMissing: the coordinator cannot be reached in time, or its port is taken.
     """
-    started = time.monotonic()
-    if place.coordinator and place.process_id:
-        _reach(place.coordinator, timeout=options.timeout)
-    # JAX aborts the whole process when its own timeout passes: ours comes before.
-    alarm = threading.Timer(
-        options.timeout - (time.monotonic() - started), _give_up, (place, options.timeout)
-    )
-    alarm.daemon = True
-    alarm.start()
-    known = None not in (place.coordinator, place.num_processes, place.process_id)
-    # Else JAX takes SIGTERM from here on, and notes it until a step asks for it.
-    enabled = jax.config.values["jax_enable_preemption_service"]
-    jax.config.update("jax_enable_preemption_service", False)
-    try:
-        jax.distributed.initialize(
-            place.coordinator,
-            place.num_processes,
-            place.process_id,
-            cluster_detection_method="deactivate" if known else None,
-            initialization_timeout=int(options.timeout) + 60,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-        )
-    except (RuntimeError, ValueError) as error:
-        where = place.coordinator or _detected()
-        reason = str(error).splitlines()[0]
-        # RuntimeError is also what JAX raises where it was used before.
-        missing = isinstance(error, RuntimeError) and "called" not in reason
-        kind = PeersMissing if missing else UserError
-        raise kind(f"cannot start the processes with coordinator {where}: {reason}") from error
-    finally:
-        alarm.cancel()
-        jax.config.update("jax_enable_preemption_service", enabled)
+    connect(place, timeout=options.timeout, heartbeat=HEARTBEAT_SECONDS)
     one = Job(
         global_state.process_id,
         global_state.num_processes,
@@ -346,36 +320,6 @@ def initialize(options: ProcessOptions, place: Place) -> Job:
     )
     _take_uncaught(one)
     return one
-
-
-def _reach(address: str, *, timeout: float) -> None:
-    """Waits until the coordinator listens."""
-    host, port = split_address(address)
-    deadline, reason = time.monotonic() + timeout, "no answer"
-    while (left := deadline - time.monotonic()) > 0:
-        try:
-            socket.create_connection((host, port), timeout=left).close()
-        except OSError as error:
-            reason = error.strerror or str(error)
-            time.sleep(min(0.2, left))
-        else:
-            return
-    raise PeersMissing(f"coordinator {address} was not reached within {timeout:g} s: {reason}")
-
-
-def _detected() -> str:
-    return str(getattr(global_state, "coordinator_address", None) or "that JAX looked for")
-
-
-def _give_up(place: Place, timeout: float) -> NoReturn:
-    """Ends the process where its peers do not come: JAX cannot be called off."""
-    where, count = place.coordinator or _detected(), place.num_processes or "its"
-    sys.stderr.write(
-        f"fgkd: error: coordinator {where}: not all of {count} processes came within "
-        f"{timeout:g} s\n"
-    )
-    sys.stderr.flush()
-    os._exit(FAILED)
 
 
 def _leave_signals_to_jax() -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
@@ -184,16 +185,21 @@ class Trainer:
             constants=self.run.constants,
         )
 
-    def evaluate(self, state: TrainState, split: str) -> dict[str, float]:
+    def evaluate(
+        self, state: TrainState, split: str, *, after_batch: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
         """Returns the evaluator's figures of a state on every example of a split, by name."""
-        return self.run.evaluator.finalise(self.count(state, split))
+        return self.run.evaluator.finalise(self.count(state, split, after_batch=after_batch))
 
-    def count(self, state: TrainState, split: str) -> PyTree:
+    def count(
+        self, state: TrainState, split: str, *, after_batch: Callable[[], None] = lambda: None
+    ) -> PyTree:
         """Runs a state over every example of a split; `evaluate` makes figures of these counts.
 
         Args:
           state: on the devices.
           split: name of the split.
+          after_batch: is called after every batch that was begun.
 
         Returns:
           What `finalise` of the evaluator takes.
@@ -211,6 +217,7 @@ class Trainer:
                     collected.append(new)
                 else:
                     counts = new
+                after_batch()
         if isinstance(evaluator, CollectingEvaluator):
             return evaluator.collect(jax.device_get(collected))
         return counts
@@ -224,6 +231,7 @@ def fit(
     workdir: str,
     log: Callable[[str], None],
     after_step: Callable[[int], bool] = lambda step: False,
+    after_batch: Callable[[], None] = lambda: None,
 ) -> tuple[TrainState, int]:
     """Trains to the last step, from the newest checkpoint where there is one.
 
@@ -235,6 +243,7 @@ def fit(
       log: takes one line at a time for the person who watches.
       after_step: is called with the number of every step that was begun; True asks to save that
         step and stop, and is given to all processes at the same step.
+      after_batch: is called after every batch of an evaluation that was begun.
 
     Returns:
       The state after the last step, and the step that training started from.
@@ -268,7 +277,8 @@ def fit(
             stack.enter_context(contextlib.closing(iterator))
         stack.enter_context(jax.transfer_guard("disallow"))
         feeds = (batches, meta_batches)
-        state = _steps(trainer, state, start, feeds, checkpointer, writer, after_step)
+        evaluate = partial(trainer.evaluate, after_batch=after_batch)
+        state = _steps(trainer, state, start, feeds, checkpointer, writer, after_step, evaluate)
     checkpointer.wait()
     return state, start
 
@@ -300,6 +310,7 @@ def _steps(
     checkpointer: Checkpointer,
     writer: MetricsWriter,
     after_step: Callable[[int], bool],
+    evaluate: Callable[[TrainState, str], dict[str, float]],
 ) -> TrainState:
     run, total = trainer.run, trainer.run.train.steps
     batches, meta_batches = feeds
@@ -334,7 +345,7 @@ def _steps(
                 writer.write(step, line, split="train")
                 progress.update(step, loss=line["loss"])
             if evaluates and run.validation:
-                figures = trainer.evaluate(state, run.validation)
+                figures = evaluate(state, run.validation)
                 writer.write(step, figures, split=run.validation)
                 checkpointer.save_best(step, state.to_save(), figures, metadata=run.metadata)
             if saves:

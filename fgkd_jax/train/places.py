@@ -18,8 +18,8 @@ class ProcessOptions:
       detect: whether JAX looks for what is still missing (SLURM, Open MPI, Kubernetes, Cloud TPU).
         "auto" lets it where the environment shows a job of several processes.
       timeout: seconds until all processes must have met.
-      step_timeout: seconds that a step may take after the first, in a run of several processes;
-        0 for no limit.
+      step_timeout: seconds that a step after the first, or a batch of an evaluation between
+        steps, may take in a run of several processes; 0 for no limit.
       start_timeout: seconds from then until the first step is begun, likewise.
     """
 

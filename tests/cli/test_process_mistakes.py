@@ -74,6 +74,30 @@ def test_other_data_are_refused(refused, config, tmp_path):
     )
 
 
+def test_other_weights_are_refused(refused, config, tmp_path):
+    for rank in range(2):
+        np.savez(tmp_path / f"weights{rank}.npz", kernel=np.full(3, rank, np.float32))
+    weights = f"--config.pretrained.path={tmp_path}/weights$JAX_PROCESS_ID.npz"
+    line = one_line(refused(f"--config {config} --workdir {tmp_path / 'run'} {weights}"))
+    assert re.fullmatch(
+        r"the processes were given another set of weights: weights sha256 is '\w{64}' on rank 0 "
+        r"and '\w{64}' on rank 1; expected the same set of weights on all",
+        line,
+    )
+    assert not any((tmp_path / "run").iterdir()), "a run that is refused leaves nothing"
+
+
+def test_stored_features_are_refused_before_anything_is_written(refused, config, tmp_path):
+    options = (
+        "--config.features.views=2 --config.method.frozen_stages=1 --config.method.brightness=0"
+    )
+    assert one_line(refused(f"--config {config} --workdir {tmp_path / 'run'} {options}")) == (
+        "features.views is 2, but there are 2 processes, and features are computed by one alone; "
+        "expected 0, or a run of one process"
+    )
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_workdir_that_is_not_shared_is_refused(refused, config, tmp_path):
     arguments = f"--config {config} --workdir {tmp_path}/run$JAX_PROCESS_ID"
     lines = refused(arguments)

@@ -209,15 +209,20 @@ def test_each_limit_holds_in_its_own_time(monkeypatch):
     monkeypatch.setattr(distributed, "time", types.SimpleNamespace(monotonic=lambda: now))
     job = distributed.Job(step_timeout=20, start_timeout=10)
     now += 10
+    job.beat()
     assert job.late() is None
     now += 1
     assert "the first step was not begun within 10 s" in job.late()
     job.after_step(1)
     now += 20
     assert job.late() is None, "steps have begun, and this one is within its limit"
+    job.beat()
+    now += 20
+    assert job.late() is None, "a batch of an evaluation was finished meanwhile"
     now += 1
     assert "no step was finished for 20 s" in job.late()
     job.steps_are_over()
+    job.beat()
     now += 1000
     assert job.late() is None
 

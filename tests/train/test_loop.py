@@ -124,7 +124,9 @@ class Counting(Line):
         return {"seen": seen}, figures
 
 
-def run_counting(tmp_path, *, every_steps=9, feed=None, meta_feed=None, **options):
+def run_counting(
+    tmp_path, *, every_steps=9, feed=None, meta_feed=None, validation=None, hooks=None, **options
+):
     run = Run(
         meta_feed=meta_feed,
         method=Counting(**options),
@@ -133,9 +135,15 @@ def run_counting(tmp_path, *, every_steps=9, feed=None, meta_feed=None, **option
         spec={"x": jax.ShapeDtypeStruct((SIZE,), np.float32)},
         mesh=make_mesh(MeshOptions(data=2)),
         train=TrainOptions(
-            steps=4, batch_size=SIZE, eval_batch_size=SIZE, log_every=1, tensorboard="off"
+            steps=4,
+            batch_size=SIZE,
+            eval_batch_size=SIZE,
+            log_every=1,
+            eval_every=2,
+            tensorboard="off",
         ),
         optimizer=OptimOptions(name="sgd", learning_rate=0.01, schedule="linear"),
+        validation=validation,
     )
     trainer = Trainer(run)
     with Checkpointer(
@@ -147,9 +155,34 @@ def run_counting(tmp_path, *, every_steps=9, feed=None, meta_feed=None, **option
             checkpointer,
             workdir=str(tmp_path),
             log=lambda line: None,
+            **(hooks or {}),
         )
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     return state, [json.loads(line) for line in lines]
+
+
+class EvaluatedFeed(Feed):
+    """Two batches of an evaluation."""
+
+    def evaluation(self, split):
+        for _ in range(2):
+            yield {
+                "x": np.eye(SIZE, 2, dtype=np.float32),
+                "label": np.zeros(SIZE, np.int32),
+                "mask": np.ones(SIZE, bool),
+            }
+
+
+def test_every_batch_of_an_evaluation_is_told(tmp_path):
+    """So that a watchdog over steps does not take a long evaluation for a step that hangs."""
+    told = []
+    run_counting(
+        tmp_path,
+        feed=EvaluatedFeed(),
+        validation="validation",
+        hooks={"after_step": told.append, "after_batch": lambda: told.append("batch")},
+    )
+    assert told == [1, 2, "batch", "batch", 3, 4, "batch", "batch"]
 
 
 def test_second_steps_follow_every_so_many_steps(tmp_path):

@@ -8,8 +8,9 @@ Each config is compiled by `fgkd compile` in a process of its own, and its JSON 
 folder: what is there is not compiled again. `--every` takes all configs, `CONFIG@8` one with eight
 images in a batch of all chips. What is in the folder goes into one JSON file and one table,
 `benchmarks/results/compile_<topology>.*`, beside what these held of other configs by the same
-compiler. `--every` may be stopped and started again: it leaves those out. After a change of configs
-or of `fgkd compile` itself all is to be made `--again`.
+compiler; the table names the configs that have no row. `--every` may be stopped and started again:
+it leaves out what has a row, at whatever batch. After a change of configs or of `fgkd compile`
+itself all is to be made `--again`. The exit status is 1 where a config could not be compiled.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import json
 import subprocess
 import sys
 import textwrap
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +35,17 @@ COLUMNS = (
 )
 
 
-def compile_config(name: str, topology: str, output: Path) -> None:
+def compile_config(name: str, topology: str, output: Path) -> int:
     """Runs `fgkd compile` for one config.
 
     Args:
       name: of the config, with `@` and the size of a batch where that is not the config's.
       topology: chip and shape.
       output: JSON file to write; not made where the config cannot be compiled.
+
+    Returns:
+      The command's exit status: 0, 1 where the program does not fit, which is a result, or another
+      where there is none.
     """
     config, _, batch_size = name.partition("@")
     command = [sys.executable, "-m", "fgkd_jax.cli.main", "compile", "--config", config]
@@ -49,9 +55,7 @@ def compile_config(name: str, topology: str, output: Path) -> None:
     command += OVERRIDES.get(config, ())
     if batch_size:
         command.append(f"--config.train.batch_size={batch_size}")
-    status = subprocess.run(command).returncode
-    if status not in (0, 1):  # 1: does not fit, which is a result
-        print(f"{name}: exit status {status}", file=sys.stderr)
+    return subprocess.run(command).returncode
 
 
 def rows(name: str, made: dict[str, Any]) -> list[str]:
@@ -120,7 +124,22 @@ def table(topology: str, results: dict[str, Any]) -> str:
         "|" + " --- |" * len(COLUMNS.split("|")),
     ]
     body = [line for name, made in sorted(results.items()) for line in rows(name, made)]
-    return "\n".join([*head, *body]) + "\n"
+    lacking = without_row(results)
+    tail = ["", *textwrap.wrap(f"Without a row: {', '.join(lacking)}.", width=100)]
+    return "\n".join([*head, *body, *(tail if lacking else ())]) + "\n"
+
+
+def without_row(results: Collection[str]) -> list[str]:
+    """Names the configs that were not compiled.
+
+    Args:
+      results: names as of `compile_config`.
+
+    Returns:
+      Those of the project's configs that are not among them, at whatever batch.
+    """
+    made = {name.partition("@")[0] for name in results}
+    return sorted({path.stem for path in config_folder().glob("*.py")} - made)
 
 
 def stored(path: Path) -> dict[str, Any]:
@@ -161,11 +180,14 @@ def _gib(number: float | None) -> str:
     return "unknown" if number is None else f"{number / 2**30:.2f} GiB"
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> int:
     """Compiles what is missing and writes the results.
 
     Args:
       arguments: of the command line; those of the process by default.
+
+    Returns:
+      The exit status: 1 where a config could not be compiled, else 0.
 
     Raises:
       UserError: the folder holds results for another topology or of another compiler, or nothing
@@ -180,14 +202,13 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     stem = f"compile_{options.topology.replace(':', '_')}"
     before = stored(RESULTS / f"{stem}.json")
-    known = sorted(path.stem for path in config_folder().glob("*.py"))
-    missing = [one for one in known if options.again or one not in before]
-    names = missing if options.every else options.configs
+    names = without_row(() if options.again else before) if options.every else options.configs
     options.folder.mkdir(parents=True, exist_ok=True)
+    failed = []
     for name in names:
         output = options.folder / f"{name}.json"
-        if not output.exists():
-            compile_config(name, options.topology, output)
+        if not output.exists() and compile_config(name, options.topology, output) not in (0, 1):
+            failed.append(name)
     results = {
         **before,
         **{path.stem: json.loads(path.read_text()) for path in options.folder.glob("*.json")},
@@ -203,7 +224,10 @@ def main(arguments: list[str] | None = None) -> None:
     values = {"topology": options.topology, "configs": dict(sorted(results.items()))}
     (RESULTS / f"{stem}.json").write_text(json.dumps(values, indent=1) + "\n")
     (RESULTS / f"{stem}.md").write_text(table(options.topology, results))
+    if failed:
+        print(f"error: not compiled: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

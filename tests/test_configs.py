@@ -44,6 +44,14 @@ def test_first_line_is_the_command(name):
     assert line.startswith(f"fgkd train --config configs/{name}.py --workdir runs/"), line
 
 
+def assert_like(new, state):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_equal((a.shape, a.dtype), (b.shape, b.dtype)),
+        new.to_save(),
+        state.to_save(),
+    )
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_step_on_its_mesh_has_consistent_shapes(name):
     experiment = load_config(name, list(OVERRIDES.get(name, ())))
@@ -52,11 +60,10 @@ def test_the_step_on_its_mesh_has_consistent_shapes(name):
     mesh = make_mesh(experiment.mesh, devices=jax.devices()[:count])
     run = abstract_run(experiment, mesh=mesh, sizes_of=SIZES_OF.get(name))
     new, metrics = jax.eval_shape(run.steps.train_step, run.state, run.batch)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_equal((a.shape, a.dtype), (b.shape, b.dtype)),
-        new.to_save(),
-        run.state.to_save(),
-    )
+    assert_like(new, run.state)
+    if run.steps.meta_step is not None:
+        arguments = (run.state, run.batch, run.batch)
+        assert_like(jax.eval_shape(run.steps.meta_step, *arguments)[0], run.state)
     assert metrics["loss"].shape == ()
     assert metrics["example_finite"].shape == (size,)
     predictions = jax.eval_shape(run.method.predict, run.state.variables(), run.batch)

@@ -475,6 +475,7 @@ def test_results_of_the_same_compiler_are_kept(pod_compile, monkeypatch, tmp_pat
     def compile_config(name, topology, output):
         called.append(name)
         output.write_text(json.dumps({**results["pma_cub"], "batch_size": 77}))
+        return 0
 
     monkeypatch.setattr(pod_compile, "RESULTS", tmp_path)
     monkeypatch.setattr(pod_compile, "installed", lambda: here)
@@ -486,9 +487,36 @@ def test_results_of_the_same_compiler_are_kept(pod_compile, monkeypatch, tmp_pat
     assert kept["classify_birds"] == results["classify_birds"]
     assert kept["tasn_birds"]["batch_size"] == 77
     called.clear()
-    pod_compile.main(["--folder", str(tmp_path / "more"), "--every"])
-    assert len(called) == len(list(config_folder().glob("*.py"))) - 3
-    assert not {"classify_birds", "pma_cub", "tasn_birds"} & set(called)
+    table = file.with_suffix(".md").read_text()
+    assert "Without a row: " in table
+    assert "mcl_birds" in table.partition("Without a row: ")[2]
+    kept["retinanet_coco@8"] = kept["tasn_birds"]
+    file.write_text(json.dumps({"topology": "v5e:2x2", "configs": kept}))
+    assert pod_compile.main(["--folder", str(tmp_path / "more"), "--every"]) == 0
+    assert len(called) == len(list(config_folder().glob("*.py"))) - 4
+    assert not {"classify_birds", "pma_cub", "tasn_birds", "retinanet_coco"} & set(called)
+    assert "Without a row: " not in file.with_suffix(".md").read_text()
+
+
+def test_a_config_that_is_not_compiled_is_named(pod_compile, monkeypatch, tmp_path, capsys):
+    text = (BENCHMARKS / "results" / "compile_v5e_2x2.json").read_text()
+    results = json.loads(text)["configs"]
+    here = {name: results["pma_cub"]["versions"][name] for name in pod_compile.COMPILER}
+
+    def compile_config(name, topology, output):
+        if name == "msdn_cub":
+            return 2
+        output.write_text(json.dumps(results["pma_cub"]))
+        return 1
+
+    monkeypatch.setattr(pod_compile, "RESULTS", tmp_path)
+    monkeypatch.setattr(pod_compile, "installed", lambda: here)
+    monkeypatch.setattr(pod_compile, "compile_config", compile_config)
+    assert pod_compile.main(["--folder", str(tmp_path / "made"), "msdn_cub", "pma_cub"]) == 1
+    assert capsys.readouterr().err == "error: not compiled: msdn_cub\n"
+    assert list(json.loads((tmp_path / "compile_v5e_2x2.json").read_text())["configs"]) == [
+        "pma_cub"
+    ]
 
 
 def test_a_config_is_compiled_at_another_batch(pod_compile, monkeypatch, tmp_path):

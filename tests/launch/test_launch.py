@@ -435,7 +435,7 @@ def test_libtpu_accepts_the_flags_for_tpus_and_refuses_others():
 
 def test_the_image_runs_the_program_and_copies_what_exists():
     text = (LAUNCH / "Dockerfile").read_text()
-    assert 'ENTRYPOINT ["fgkd"]' in text
+    assert 'ENTRYPOINT ["tini", "--", "fgkd"]' in text
     for line in re.findall(r"^COPY (.*)$", text, re.MULTILINE):
         *sources, _ = line.split()
         assert all((ROOT / source).exists() for source in sources)

@@ -44,8 +44,8 @@ def state_sharding(
       method: says in `split_axes`, where it has them, which collections the devices share.
       variables: collections of arrays, or of what has their shapes.
       mesh: the device mesh.
-      placement: says which parameters the devices of the axis `fsdp` share; by default all large
-        ones, where there are several such devices.
+      placement: says which parameters the devices of the axis `fsdp` share, by default all large
+        ones where there are several such devices, and whether they share what the method names.
       optimizer: its state goes with the parameters; whole on every device without it.
 
     Returns:
@@ -55,9 +55,10 @@ def state_sharding(
       UserError: a rule of the placement does not fit the parameters.
     """
     everywhere = replicated(mesh)
-    axes = method.split_axes if isinstance(method, SplitMethod) else {}
+    placement = placement or MeshOptions()
+    axes = method.split_axes if placement.split_state and isinstance(method, SplitMethod) else {}
     params, model_state, constants = split_variables(variables)
-    shared = parameter_sharding(params, placement or MeshOptions(), mesh=mesh)
+    shared = parameter_sharding(params, placement, mesh=mesh)
     kept = everywhere
     if optimizer is not None and shared != everywhere:
         kept = sharding_like(jax.eval_shape(optimizer.init, params), params, shared, mesh=mesh)

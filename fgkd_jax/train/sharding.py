@@ -51,17 +51,22 @@ class MeshOptions:
     Attributes:
       data: groups of devices along the batch axis, each of which holds the parameters once; -1
         takes as many as there are.
-      fsdp: devices of a group, which share parameters, their averages and the optimiser's state
-        (fully sharded data parallel). 1 keeps them whole on every device.
+      fsdp: devices of a group, which share parameters, their averages (`optim.ema_decay`) and the
+        optimiser's state (fully sharded data parallel). 1 keeps them whole on every device, as is
+        whatever else a method keeps: statistics, MoCo's key encoders and queues, a frozen teacher.
       whole_below: parameters with fewer numbers stay whole on every device: what they would save
         is not worth a message of their own.
       rules: exceptions for parameters by their path; of several that match, the first holds.
+      split_state: whether all devices share the collections that a method names (`split_axes`),
+        such as memory banks; otherwise each holds them whole, which takes memory and fewer bytes
+        to exchange.
     """
 
     data: int = -1
     fsdp: int = 1
     whole_below: int = 2**16
     rules: tuple[ShardRule, ...] = ()
+    split_state: bool = True
 
     def __post_init__(self) -> None:
         if self.data != -1 and self.data < 1:

@@ -3,6 +3,7 @@
 `test_processes` starts these; what each method came to is written by process 0.
 """
 
+import argparse
 import dataclasses
 import os
 import sys
@@ -21,7 +22,6 @@ from fgkd_jax.train import distributed
 from fgkd_jax.train.loop import Trainer, fit
 from fgkd_jax.train.places import ProcessOptions
 
-STEPS = 2
 # Statistics over the whole batch: they go through all processes.
 NET = {"name": "resnet_narrow", "width": 4, "stage_sizes": (1,), "strides": (2,),
        "dilations": (1,)}  # fmt: skip
@@ -67,8 +67,8 @@ METHODS = {
 READS_TEXT = ("pma", "pma_text", "pma_student")
 DETECTS = ("retinanet", "faster_rcnn", "defeat_retinanet", "defeat_faster_rcnn")
 BY_CLASS = ("mcl", "mcl_bank", "mcl_moco", "lmcl", "lmcl_bank")
-SHARED = "shared"
-"""A classifier whose parameters all devices share, and which stops and resumes after a step."""
+SHARED = ":shared"
+"""Behind a method's name: all devices share its parameters; it stops and resumes after a step."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,8 +122,8 @@ def data_options(name, folder):
 
 
 def experiment_of(case, folder, steps):
-    name = "classifier" if case == SHARED else case
-    mesh = {"data": 1, "fsdp": 4, "whole_below": 16} if case == SHARED else {"data": 4}
+    name, shared, _ = case.partition(SHARED)
+    mesh = {"data": 1, "fsdp": 4, "whole_below": 16} if shared else {"data": 4}
     figures = {"msdn": "harmonic_mean", **dict.fromkeys(DETECTS, "voc_AP50")}
     chosen = figures.get(name, "accuracy")
     return parse_experiment(
@@ -149,9 +149,9 @@ def whole(tree):
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def train(case, folder, workdir, *, steps=STEPS):
+def train(case, folder, workdir, *, steps):
     experiment = experiment_of(case, folder, steps)
-    dataset = described_features() if case == "msdn" else session.open_data(experiment)
+    dataset = described_features() if "msdn" in case else session.open_data(experiment)
     # A teacher keeps its first parameters: files of weights have tests of their own.
     trainer = Trainer(session.open_run(experiment, dataset=dataset))
     with session.open_checkpoints(experiment, workdir=str(workdir)) as checkpoints:
@@ -165,27 +165,35 @@ def train(case, folder, workdir, *, steps=STEPS):
     return state, start
 
 
-def main(folder, *cases):
+def main(arguments):
     """The launcher says through the environment how many processes there are."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("cases", nargs="+")
+    parser.add_argument("--runs", help="folder within it; the number of processes by default")
+    parser.add_argument("--from_step", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=2)
+    options = parser.parse_args(arguments)
     count = int(os.environ.get("JAX_NUM_PROCESSES", "1"))
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 4 // count)
-    folder = Path(folder)
     with distributed.job(ProcessOptions(timeout=120)):
-        for case in cases:
+        for case in options.cases:
             started = time.monotonic()
-            workdir = folder / str(count) / case
-            if case == SHARED:
-                train(case, folder, workdir, steps=1)
-            state, start = train(case, folder, workdir)
-            assert start == (1 if case == SHARED else 0)
+            workdir, first = options.folder / (options.runs or str(count)) / case, options.from_step
+            if SHARED in case and not first:
+                first = 1
+                train(case, options.folder, workdir, steps=first)
+            state, start = train(case, options.folder, workdir, steps=options.steps)
+            assert start == first
             kept = {leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.params)}
-            assert kept == ({False, True} if case == SHARED else {True})
-            params = whole(state.params)
+            assert kept == ({False, True} if SHARED in case else {True})
+            saved = {**state.to_save(), "key": jax.random.key_data(state.key)}
+            values = whole({**saved, **state.constants})
             if jax.process_index() == 0:
-                np.savez(workdir / "params.npz", **params)
+                np.savez(workdir / "state.npz", **values)
                 print(f"{case}: {time.monotonic() - started:.1f} s", flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

@@ -163,12 +163,13 @@ def test_eight_devices_equal_one(accumulate):
     step = make_train_step(method, optimizer, accumulate=accumulate)
     spec = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype), batch)
     results = []
-    for devices in (1, 8):
-        mesh = make_mesh(MeshOptions(data=devices))
+    for options in (MeshOptions(data=1), MeshOptions(data=8, split_state=False), MeshOptions()):
+        mesh, shares = make_mesh(options), 8 if options == MeshOptions() else 1
         state = initial_state(
-            jax.random.key(3), method, optimizer, spec, mesh=mesh, constants=constants
-        )
-        placed = state_sharding(method, state.variables(), mesh=mesh)
+            jax.random.key(3), method, optimizer, spec, mesh=mesh, constants=constants,
+            placement=options,
+        )  # fmt: skip
+        placed = state_sharding(method, state.variables(), mesh=mesh, placement=options)
         jitted = jax.jit(
             step,
             donate_argnums=0,
@@ -179,12 +180,16 @@ def test_eight_devices_equal_one(accumulate):
         for _ in range(2):
             state, metrics = compiled(state, put_batch(batch, mesh=mesh))
         rows = state.model_state["banks"]["rows"]
-        assert rows.addressable_shards[0].data.shape == (2, size, dims // devices)
+        assert rows.addressable_shards[0].data.shape == (2, size, dims // shares)
         results.append(jax.device_get((state.params, state.model_state, metrics)))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * max(1, np.abs(b).max())),
-        *results,
-    )
+    for result in results[1:]:
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(
+                a, b, rtol=0, atol=1e-6 * max(1, np.abs(b).max())
+            ),
+            result,
+            results[0],
+        )
     # No device is ever sent the bank of another.
     gathered = re.findall(r"= f32\[([\d,]*)\][^=]* all-gather\(", compiled.as_text())
     assert gathered

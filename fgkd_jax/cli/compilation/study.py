@@ -22,7 +22,9 @@ MEMORY = {
     "program": "generated_code_size_in_bytes",
 }
 _EXCEEDED = re.compile(r"RESOURCE_EXHAUSTED|Ran out of memory|[Ee]xceeded \w+ capacity")
-_USED = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?)")
+_USED = re.compile(
+    r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]?|\(([\d.]+)([KMGT]?)\) exceeds available HBM"
+)
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -178,7 +180,8 @@ def _exceeded(said: str, where: Slice, limit: int | None) -> dict[str, int | Non
     used = _USED.search(said)
     total = None
     if used is not None:
-        total = round(where.devices_per_chip * float(used[1]) * _UNITS[used[2]])
+        number, unit = (one for one in used.groups() if one is not None)
+        total = round(where.devices_per_chip * float(number) * _UNITS[unit])
     return {"total": total, "capacity": limit}
 
 

@@ -7,14 +7,13 @@ from typing import Any
 import jax
 
 from fgkd_jax.cli.experiment import Experiment
-from fgkd_jax.cli.teachers import differing_option
 from fgkd_jax.data.base import Dataset
 from fgkd_jax.data.vocabulary import check_vocabulary
 from fgkd_jax.errors import UserError
 from fgkd_jax.protocols import FROZEN, Method, Taught
 from fgkd_jax.train.checkpoint import Checkpointer
 from fgkd_jax.train.init import Overlay, abstract_variables
-from fgkd_jax.train.pretrained import PretrainedReport, load_exported, load_pretrained
+from fgkd_jax.train.pretrained import load_exported, load_pretrained
 from fgkd_jax.train.weight_files import READERS, file_sha256
 from fgkd_jax.typing import Batch, Variables
 
@@ -131,7 +130,7 @@ def weights_overlay(experiment: Experiment, method: Method, spec: Batch) -> Over
             )
             say(str(notes))
         if experiment.pretrained.teacher:
-            frozen, notes = _load_teacher(method, variables[FROZEN], experiment, spec)
+            frozen, notes = load_exported(variables[FROZEN], experiment.pretrained.teacher)
             say(f"teacher: {notes}")
             variables = {**variables, FROZEN: frozen}
         return variables
@@ -152,19 +151,6 @@ def weights_overlay(experiment: Experiment, method: Method, spec: Batch) -> Over
 def _laid(found: Any, initial: Any) -> Any:
     """What a file had for a variable; its initial value where that was nothing."""
     return initial if isinstance(found, jax.ShapeDtypeStruct) else found
-
-
-def _load_teacher(
-    method: Any, variables: Variables, experiment: Experiment, spec: Batch
-) -> tuple[Variables, PretrainedReport]:
-    path = experiment.pretrained.teacher
-    try:
-        return load_exported(variables, path)
-    except UserError as error:
-        reason = differing_option(method, path, spec)
-        if reason is None:
-            raise
-        raise UserError(reason) from error
 
 
 def check_words(checkpointer: Checkpointer, dataset: Dataset, experiment: Experiment) -> None:

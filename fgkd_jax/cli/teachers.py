@@ -115,7 +115,9 @@ def _flat(options: Mapping[str, Any]) -> dict[_Option, Any]:
 
 def _meaning(options: Mapping[str, Any]) -> dict[_Option, Any]:
     """The options that make a difference to what a method says, with defaults, by path."""
-    whole = method_to_dict(parse_method(options, path="method"))
+    method: Any = parse_method(options, path="method")
+    # What a method chooses where an option is None is as if it had been given.
+    whole = method_to_dict(method.chosen() if hasattr(method, "chosen") else method)
     if "backbone" in whole:
         module: Any = backbone_from(whole["backbone"])
         fields = [field.name for field in dataclasses.fields(module)]

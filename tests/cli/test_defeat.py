@@ -8,6 +8,7 @@ import pytest
 
 from fgkd_jax.cli.config import load_config
 from fgkd_jax.cli.main import main
+from fgkd_jax.errors import UserError
 from fgkd_jax.train.weight_files import load_arrays, load_metadata, save_arrays
 
 TINY = {"name": "resnet_narrow", "stem": "imagenet", "strides": (1, 2), "stage_sizes": (1, 1),
@@ -254,6 +255,14 @@ def test_a_teacher_is_taken_where_its_options_are_set(folder, tmp_path, capsys):
     path = described(folder, tmp_path / "odd.npz", anchor_scale="wide")
     line = refused(capsys, train(folder, tmp_path / "run", path))
     assert f"the teacher {path}: method.anchor_scale is 'wide'; expected float" in line
+
+
+def test_only_heads_that_are_compared_need_the_same_anchors():
+    other = ["--config.method.teacher.anchor_scale=2.0"]
+    method = load_config("defeat_retinanet_birds:object", other).method
+    assert method.teaching.anchor_scale == 2.0 != method.anchor_scale
+    with pytest.raises(UserError, match=r"teacher.anchor_scale is 2.0; expected .*, the student's"):
+        load_config("defeat_retinanet_birds", other)
 
 
 @pytest.mark.usefixtures("uncompiled")

@@ -13,7 +13,11 @@ INSTALL = "needs pycocotools: pip install 'fgkd-jax[detection]'"
 
 @pytest.fixture
 def without_tool(monkeypatch):
+    def trained(*arguments, **options):
+        raise AssertionError("a seed is trained")
+
     monkeypatch.setattr(measurable, "coco_is_installed", lambda: False)
+    monkeypatch.setattr("fgkd_jax.cli.reproduce.reproduce_row", trained)
 
 
 def refused(capsys, status):

@@ -25,10 +25,12 @@ class PretrainedOptions:
     """Weights that a run starts from.
 
     Attributes:
-      path: a `.safetensors`, `.pth` or `.npz` file; empty starts from random weights.
-      reinit_head: whether the head keeps its random weights.
+      path: a `.safetensors`, `.pth` or `.npz` file; empty starts from random weights. A detector
+        starts from all of another one's file, or from the backbone of any other.
+      reinit_head: whether the head keeps its random weights; of a detector's file, whether those
+        layers do that are of another number of classes there.
       others: files for other backbones of the method, by their name among its parameters, for
-        example `attention_backbone`; their heads are left out.
+        example `attention_backbone`; their heads are left out. `backbone` is the one of `path`.
       teacher: a file with backbone and head of the frozen teacher that a method learns from; those
         that `fgkd export` writes do.
     """

@@ -9,8 +9,9 @@ import numpy as np
 from fgkd_jax.errors import UserError
 from fgkd_jax.evaluation import FoundBoxes
 
-MIN_SIDE = 512
-"""Pictures with lines or maps on them are enlarged to at least this side, in pixels."""
+MIN_SIDE, MAX_SIDE = 512, 4096
+"""Pictures with lines or maps on them are enlarged until the shorter side has at least so many
+pixels, or the longer one would have more than so many."""
 
 LINES = 32
 """Most sampling lines that are drawn along an axis."""
@@ -32,7 +33,7 @@ def attention_overlay(image: np.ndarray, attention: np.ndarray) -> np.ndarray:
       attention: [ah, aw]; scaled so that its largest entry is the brightest, and 0 (or less) dark.
 
     Returns:
-      uint8 [H, W, 3], RGB: half image, half map, at least `MIN_SIDE` pixels wide and high.
+      uint8 [H, W, 3], RGB: half image, half map, enlarged as `MIN_SIDE` says.
     """
     picture = _enlarged(image)
     positive = np.maximum(np.nan_to_num(attention.astype(np.float32)), 0.0)
@@ -53,7 +54,7 @@ def sampling_grid(image: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> n
       columns: [ow], likewise. Of more than `LINES` each, evenly chosen ones are drawn.
 
     Returns:
-      uint8 [H, W, 3], RGB, at least `MIN_SIDE` pixels wide and high.
+      uint8 [H, W, 3], RGB, enlarged as `MIN_SIDE` says.
     """
     picture = _enlarged(image)
     for axis, positions in enumerate((rows, columns)):
@@ -76,7 +77,7 @@ def located_blocks(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
       boxes: [s, 4], (x_min, y_min, x_max, y_max) as shares of the image; an empty one is left out.
 
     Returns:
-      uint8 [H, W, 3], RGB, at least `MIN_SIDE` pixels wide and high.
+      uint8 [H, W, 3], RGB, enlarged as `MIN_SIDE` says.
     """
     bright = _enlarged(image)
     picture = bright // 2
@@ -130,7 +131,7 @@ def framed_objects(image: np.ndarray, found: FoundBoxes, *, names: Sequence[str]
       names: of the classes.
 
     Returns:
-      uint8 [H, W, 3], RGB, at least `MIN_SIDE` pixels wide and high.
+      uint8 [H, W, 3], RGB, enlarged as `MIN_SIDE` says.
     """
     picture = _enlarged(image)
     factor = picture.shape[0] / image.shape[0]
@@ -221,7 +222,13 @@ def write_file(path: Path, picture: np.ndarray) -> None:
     Raises:
       UserError: it cannot be written.
     """
-    _, encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    height, width = picture.shape[:2]
+    try:
+        written, encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    except cv2.error:
+        written = False
+    if not written:
+        raise UserError(f"picture {path} of {width} x {height} pixels cannot be written as PNG")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encoded.tobytes())
@@ -252,7 +259,8 @@ def unique_names(paths: Sequence[str]) -> list[str]:
 
 
 def _enlarged(image: np.ndarray) -> np.ndarray:
-    factor = max(1, -(-MIN_SIDE // min(image.shape[:2])))
+    short, long = sorted(image.shape[:2])
+    factor = max(1, min(-(-MIN_SIDE // short), MAX_SIDE // long))
     return np.repeat(np.repeat(image, factor, axis=0), factor, axis=1)
 
 

@@ -56,10 +56,11 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
       The exit status.
 
     Raises:
-      UserError: there is no such config.
+      UserError: there is no such config, or its figures cannot be measured here.
     """
     from fgkd_jax.cli import session
     from fgkd_jax.cli.config import load_config
+    from fgkd_jax.cli.measurable import check_tools
 
     names = [argument for argument in arguments if not argument.startswith("--config.")]
     overrides = [argument for argument in arguments if argument.startswith("--config.")]
@@ -70,6 +71,8 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
     first = load_config(names[0], overrides)
     controls = first.report.controls if get(values, "controls") else ()
     experiments = {name: load_config(name, overrides) for name in (names[0], *controls)}
+    for name, experiment in experiments.items():
+        check_tools(experiment, experiment.report.figures, option=f"report.figures of {name}")
     session.use_platform(get(values, "device"))
     rows = []
     for name, experiment in experiments.items():
@@ -138,22 +141,27 @@ def table_row(experiment: Any, summaries: list[dict[str, Any]], *, command: str)
 
     Returns:
       The row's cells by the names of `HEADER`, and `figures`: mean, standard deviation and the
-      values behind them.
+      values behind them; None for what had nothing to measure, small objects where there are none.
 
     Raises:
       UserError: the evaluation has no figure of a name that the row asks for.
     """
+    from fgkd_jax.cli.measurable import check_unmeasured
+
     report = experiment.report
     chosen = [_chosen(summary, report) for summary in summaries]
     figures = {}
     for name in report.figures:
-        if name not in chosen[0]["figures"]:
-            raise UserError(
-                f"report.figures has '{name}'; expected some of {', '.join(chosen[0]['figures'])}"
-            )
-        values = [entry["figures"][name] for entry in chosen]
-        spread = statistics.stdev(values) if len(values) > 1 else None
-        figures[name] = {"mean": statistics.mean(values), "std": spread, "values": values}
+        for entry in chosen:
+            if name not in entry["figures"]:
+                check_unmeasured(experiment, name, measured=tuple(entry["figures"]))
+        values = [entry["figures"].get(name) for entry in chosen]
+        measured = [value for value in values if value is not None]
+        figures[name] = {
+            "mean": statistics.mean(measured) if measured else None,
+            "std": statistics.stdev(measured) if len(measured) > 1 else None,
+            "values": values,
+        }
     ours = ", ".join(f"{_title(name)} {_spread(name, figure)}" for name, figure in figures.items())
     count = chosen[0]["figures"].get("examples")
     return {
@@ -204,11 +212,15 @@ def _title(name: str) -> str:
 
 
 def _spread(name: str, figure: dict[str, Any]) -> str:
+    if figure["mean"] is None:
+        return "not measurable"
     factor, digits, unit = (100, 1, "%") if is_share(name) else (1, 2, "")
     mean = f"{factor * figure['mean']:.{digits}f}"
+    of, count = len(figure["values"]), sum(value is not None for value in figure["values"])
+    share = f" ({count} of {of} seeds)" if count < of else ""
     if figure["std"] is None:
-        return f"{mean}{unit} (one seed)"
-    return f"{mean} ± {factor * figure['std']:.{digits}f}{unit}"
+        return f"{mean}{unit}{share or ' (one seed)'}"
+    return f"{mean} ± {factor * figure['std']:.{digits}f}{unit}{share}"
 
 
 COMMAND = Command(

@@ -1,22 +1,36 @@
 """Whether a file holds the frozen teacher that a method learns from, and if not, why not."""
 
-import json
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
 from fgkd_jax.cli.experiment import Experiment, method_to_dict, parse_method
 from fgkd_jax.data.base import Dataset
 from fgkd_jax.data.vocabulary import Vocabulary, check_vocabulary
 from fgkd_jax.errors import UserError
+from fgkd_jax.models.backbones import backbone_from
 from fgkd_jax.protocols import Taught
-from fgkd_jax.train.init import abstract_variables
 from fgkd_jax.train.weight_files import load_metadata
-from fgkd_jax.typing import Batch
 
 FROM_DATA = ("num_classes", "vocabulary_size")
 """Options that the data set gives a teacher, and not whoever writes a config."""
+
+UNHEARD = frozenset(
+    {
+        # Of training.
+        *("brightness", "contrast", "saturation", "dropout", "text_dropout", "label_smoothing"),
+        *("frozen_stages", "box_weight", "focal_alpha", "focal_gamma"),
+        *("anchor_samples", "region_samples", "positive_share"),
+        # Of a backbone: of training, of its memory and precision.
+        *("norm_groups", "frozen_norm", "zero_init_residual", "remat", "dtype"),
+        # Which boxes are kept, and how many, is for whoever asks.
+        *("score_threshold", "iou_threshold", "max_detections"),
+        *("train_candidates", "candidates", "proposals", "proposal_iou"),
+    }
+)
+"""Options that may differ: by them a trained network says nothing else of an image."""
 
 
 def check_teacher(experiment: Experiment, dataset: Dataset) -> None:
@@ -27,8 +41,8 @@ def check_teacher(experiment: Experiment, dataset: Dataset) -> None:
       dataset: its data set.
 
     Raises:
-      UserError: the file is of another method than the teacher, knows other classes, or numbers
-        words otherwise.
+      UserError: the file is of another method than the teacher or of one with other options, knows
+        other classes, or numbers words otherwise.
     """
     path, method = experiment.pretrained.teacher, experiment.method
     if not isinstance(method, Taught):
@@ -36,8 +50,11 @@ def check_teacher(experiment: Experiment, dataset: Dataset) -> None:
     metadata = load_metadata(path)
     described = metadata.get("method")
     expected = method_to_dict(method.teaching)["name"]
-    if isinstance(described, Mapping) and described.get("name") != expected:
-        raise UserError(f"the teacher {path} is a {described.get('name')}; expected a {expected}")
+    if isinstance(described, Mapping):
+        if described.get("name") != expected:
+            kind = described.get("name")
+            raise UserError(f"the teacher {path} is a {kind}; expected a {expected}")
+        _check_options(method, described, path)
     _check_classes(metadata.get("class_names"), dataset, path)
     words = metadata.get("vocabulary")
     if words and dataset.info.vocabulary and experiment.text:
@@ -60,95 +77,95 @@ def _check_classes(known: list[str] | None, dataset: Dataset, path: str) -> None
             )
 
 
-def differing_option(method: Taught, path: str, spec: Batch) -> str | None:
-    """Looks for the option by which a teacher's tensors are not those that are expected.
-
-    Options that differ are tried one by one: if the expected teacher would have other tensors with
-    the one of the file, it is that one. Where none is, for values that go together, it is the first
-    that the expected teacher cannot have alone.
-
-    Args:
-      method: learns from the teacher.
-      path: the file.
-      spec: `jax.ShapeDtypeStruct` by batch key.
-
-    Returns:
-      What to say, in one line; None where no option of the file explains it.
-    """
-    theirs = load_metadata(path).get("method")
-    if not isinstance(theirs, Mapping):
-        return None
-    # As JSON has it, tuples are lists, in the file too.
-    ours = json.loads(json.dumps(method_to_dict(method.teaching)))
-    expected = _shapes(ours, spec)
-    impossible = []
-    for option in _differing(ours, theirs):
-        shapes = _shapes(_with(ours, theirs, option), spec)
-        # What has another name has other options, so that its name alone may be impossible.
-        if shapes != expected and (shapes is not None or option[-1] == "name"):
-            return _told(method, path, option, ours, theirs)
-        impossible += [option] if shapes is None else []
-    return _told(method, path, impossible[0], ours, theirs) if impossible else None
-
-
 _ABSENT = object()
 
 _Option = tuple[str, ...]
+
+
+def differing_options(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Looks for the options by which two methods of one name make different things of an image.
+
+    Args:
+      ours: `name` and options, as of `method_to_dict`.
+      theirs: likewise, or as JSON has them; what is left out has its default.
+
+    Returns:
+      Paths of the options that are not the same in both, without those that change nothing outside
+      of training (`UNHEARD`) and those that the data give; the name of a backbone in place of all
+      else of it.
+
+    Raises:
+      UserError: `theirs` are no options of a method.
+    """
+    # Ours has all options that a method has: others are of another version of the library.
+    known = {name: value for name, value in theirs.items() if name in ours}
+    a, b = _meaning(ours), _meaning(known)
+    differing = [key for key in {**a, **b} if a.get(key, _ABSENT) != b.get(key, _ABSENT)]
+    name: _Option = ("backbone", "name")
+    if any(key[0] == "backbone" for key in differing) and _flat(ours)[name] != _flat(known).get(
+        name
+    ):
+        return [name, *(key for key in differing if key[0] != "backbone")]
+    return differing
 
 
 def _flat(options: Mapping[str, Any]) -> dict[_Option, Any]:
     return flatten_dict(dict(options), keep_empty_nodes=True)
 
 
-def _differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[_Option]:
-    """Paths of the options that are not the same in both, names first."""
-    a, b = _flat(ours), _flat(theirs)
-    differing = [
-        key
-        for key in {**a, **b}
-        # Ours has all options that a method has: others are of another version of the library.
-        if key[0] in ours and key[0] not in FROM_DATA and a.get(key, _ABSENT) != b.get(key, _ABSENT)
-    ]
-    return sorted(differing, key=lambda key: key[-1] != "name")
+def _meaning(options: Mapping[str, Any]) -> dict[_Option, Any]:
+    """The options that make a difference to what a method says, with defaults, by path."""
+    method: Any = parse_method(options, path="method")
+    # What a method chooses where an option is None is as if it had been given.
+    whole = method_to_dict(method.chosen() if hasattr(method, "chosen") else method)
+    if "backbone" in whole:
+        module: Any = backbone_from(whole["backbone"])
+        fields = [field.name for field in dataclasses.fields(module)]
+        values = {name: getattr(module, name) for name in fields if name not in ("parent", "name")}
+        whole["backbone"] = {"kind": type(module), **values}
+    unheard = UNHEARD.union(FROM_DATA)
+    return {key: value for key, value in _flat(whole).items() if not unheard & set(key)}
 
 
-def _with(ours: Mapping[str, Any], theirs: Mapping[str, Any], option: _Option) -> dict[str, Any]:
-    """Our options with one of theirs."""
-    mixed = {key: value for key, value in _flat(ours).items() if key != option}
-    value = _flat(theirs).get(option, _ABSENT)
-    return unflatten_dict(mixed if value is _ABSENT else {**mixed, option: value})
-
-
-def _shapes(options: Mapping[str, Any], spec: Batch) -> Any:
-    """Shapes of a method's variables by path; None where there is no such method."""
+def _check_options(method: Taught, theirs: Mapping[str, Any], path: str) -> None:
+    """Raises where the teacher that is expected says other things than the one of the file."""
+    ours = method_to_dict(method.teaching)
     try:
-        variables = abstract_variables(parse_method(options, path="teacher"), spec)
-    except Exception:  # whatever it is: the file is refused already, this only looks for a reason
-        return None
-    return {path: leaf.shape for path, leaf in flatten_dict(dict(variables)).items()}
+        differing = differing_options(ours, theirs)
+    except UserError as error:
+        raise UserError(f"the teacher {path}: {error}") from error
+    if not differing:
+        return
+    option = differing[0]
+    where = _place(method, option)
+    name = where.removeprefix("method.teacher.") if option[0] == "backbone" else ".".join(option)
+    has, expected = (stated(options, option) for options in (theirs, ours))
+    has = f"{name} {has}" if option in _flat(theirs) else f"{has} of {name}"
+    raise UserError(f"the teacher {path} has {has}; expected {expected} ({where})")
 
 
-def _told(
-    method: Taught,
-    path: str,
-    option: _Option,
-    ours: Mapping[str, Any],
-    theirs: Mapping[str, Any],
-) -> str:
-    """Says in what the teacher differs, and where that is set."""
+def stated(options: Mapping[str, Any], option: tuple[str, ...]) -> str:
+    """Tells the value of an option.
+
+    Args:
+      options: of a method, as a config or JSON has them.
+      option: its path.
+
+    Returns:
+      The value as a config has it; `the default` where it is left out.
+    """
+    given = _flat(options).get(option, _ABSENT)
+    return "the default" if given is _ABSENT else repr(_with_tuples(given))
+
+
+def _place(method: Taught, option: _Option) -> str:
+    """Where an option of the teacher is set."""
     # Of some methods `teacher` is a backbone, of others it holds one.
-    if "name" in method.teacher and option[0] == "backbone":
-        option, ours, theirs = option[1:], ours["backbone"], theirs["backbone"]
-    name = ".".join(option)
-    given, wanted = (_flat(options).get(option, _ABSENT) for options in (theirs, ours))
-    has = f"the default of {name}" if given is _ABSENT else f"{name} {_value(given)}"
-    expected = "the default" if wanted is _ABSENT else _value(wanted)
-    return f"the teacher {path} has {has}; expected {expected} (method.teacher.{name})"
-
-
-def _value(value: Any) -> str:
-    """A value of JSON as a config has it."""
-    return repr(_with_tuples(value))
+    if "name" not in method.teacher:
+        return ".".join(("method", "teacher", *option))
+    if option[0] == "backbone":
+        return ".".join(("method", "teacher", *option[1:]))
+    return f"method.{option[0].replace('image', 'teacher')}"
 
 
 def _with_tuples(value: Any) -> Any:

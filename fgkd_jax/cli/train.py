@@ -97,12 +97,13 @@ def run_experiment(experiment: Any, *, workdir: str, job: Any = None) -> dict[st
 
     Raises:
       UserError: the data, the weights or the workdir do not fit, or are not the same on all
-        processes.
+        processes; or the figure that chooses the best checkpoint cannot be measured here.
       Preempted: the run was asked to stop; it can be continued.
       NonFiniteError: the loss or a gradient was not finite.
     """
     from fgkd_jax.cli import results, session
     from fgkd_jax.cli import workdir as folder
+    from fgkd_jax.cli.measurable import check_tools
     from fgkd_jax.cli.processes import check_processes, check_same_weights, open_same_data
     from fgkd_jax.cli.teachers import check_teacher
     from fgkd_jax.cli.weights import check_files, check_words, tell_frozen
@@ -114,6 +115,9 @@ def run_experiment(experiment: Any, *, workdir: str, job: Any = None) -> dict[st
     check_processes(experiment, workdir=workdir)
     on_primary(lambda: folder.check(workdir, experiment))
     check_files(experiment)
+    if experiment.checkpoint.keep_best:
+        decisive = experiment.checkpoint.best_metric
+        check_tools(experiment, (decisive,), option="checkpoint.best_metric")
     check_same_weights(experiment)
     dataset = open_same_data(experiment)
     session.check_batches(experiment, dataset)

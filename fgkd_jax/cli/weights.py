@@ -1,21 +1,27 @@
 """The files of weights that a run needs: what it starts from, and its teacher."""
 
+import contextlib
+import dataclasses
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+from flax.traverse_util import flatten_dict
 
-from fgkd_jax.cli.experiment import Experiment
-from fgkd_jax.cli.teachers import differing_option
+from fgkd_jax.cli.experiment import Experiment, method_to_dict
+from fgkd_jax.cli.teachers import differing_options, stated
 from fgkd_jax.data.base import Dataset
 from fgkd_jax.data.vocabulary import check_vocabulary
 from fgkd_jax.errors import UserError
+from fgkd_jax.methods.defeat_options import DecoupledOptions
+from fgkd_jax.methods.detector import Detector
 from fgkd_jax.protocols import FROZEN, Method, Taught
 from fgkd_jax.train.checkpoint import Checkpointer
 from fgkd_jax.train.init import Overlay, abstract_variables
-from fgkd_jax.train.pretrained import PretrainedReport, load_exported, load_pretrained
-from fgkd_jax.train.weight_files import READERS, file_sha256
+from fgkd_jax.train.pretrained import load_detector, load_exported, load_pretrained
+from fgkd_jax.train.weight_files import READERS, file_sha256, load_metadata
 from fgkd_jax.typing import Batch, Variables
 
 VOCABULARY = "vocabulary fingerprint"
@@ -116,9 +122,24 @@ def weights_overlay(experiment: Experiment, method: Method, spec: Batch) -> Over
     Raises:
       UserError: a file cannot be read, or does not fit.
     """
+    options = experiment.pretrained
+    of_classes = _of_classes(method, spec) if options.path else frozenset()
+    for path in _weight_files(experiment).values():
+        _tell_differences(method, path)
 
     def read(variables: Variables) -> Variables:
         for part, path in _weight_files(experiment).items():
+            if part not in options.others and isinstance(method, Detector):
+                variables, notes = load_detector(
+                    variables,
+                    path,
+                    of_classes=of_classes,
+                    reinit_head=options.reinit_head,
+                    # Its pyramid may read the first stages alone.
+                    truncated=getattr(method, "ends_early", False),
+                )
+                say(str(notes))
+                continue
             has_head = part == "backbone" and "head" in variables["params"]
             variables, notes = load_pretrained(
                 variables,
@@ -131,7 +152,7 @@ def weights_overlay(experiment: Experiment, method: Method, spec: Batch) -> Over
             )
             say(str(notes))
         if experiment.pretrained.teacher:
-            frozen, notes = _load_teacher(method, variables[FROZEN], experiment, spec)
+            frozen, notes = load_exported(variables[FROZEN], options.teacher)
             say(f"teacher: {notes}")
             variables = {**variables, FROZEN: frozen}
         return variables
@@ -154,17 +175,43 @@ def _laid(found: Any, initial: Any) -> Any:
     return initial if isinstance(found, jax.ShapeDtypeStruct) else found
 
 
-def _load_teacher(
-    method: Any, variables: Variables, experiment: Experiment, spec: Batch
-) -> tuple[Variables, PretrainedReport]:
-    path = experiment.pretrained.teacher
-    try:
-        return load_exported(variables, path)
-    except UserError as error:
-        reason = differing_option(method, path, spec)
-        if reason is None:
-            raise
-        raise UserError(reason) from error
+def _of_classes(method: Method, spec: Batch) -> frozenset[str]:
+    """Names of the variables of a detector whose shapes the number of classes decides."""
+    if not isinstance(method, Detector):
+        return frozenset()
+    plain = _plain(method)
+    sizes = [
+        {name: leaf.shape for name, leaf in flatten_dict(dict(variables), sep="/").items()}
+        for variables in (
+            abstract_variables(dataclasses.replace(plain, num_classes=count), spec)
+            for count in (2, 3)
+        )
+    ]
+    return frozenset(name for name, shape in sizes[0].items() if shape != sizes[1][name])
+
+
+def _plain(method: Detector) -> Detector:
+    """A detector without its teacher, where it has one."""
+    return method.student if isinstance(method, DecoupledOptions) else method
+
+
+def _tell_differences(method: Any, path: str) -> None:
+    """Says so where what a run starts from was trained to read images, or boxes, otherwise."""
+    theirs = load_metadata(path).get("method")
+    if not isinstance(theirs, Mapping):
+        return
+    ours = method_to_dict(_plain(method) if isinstance(method, Detector) else method)
+    differing: list[tuple[str, ...]] = [
+        (name,)
+        for name in ("image_mean", "image_std")
+        if name in ours and name in theirs and tuple(ours[name]) != tuple(theirs[name])
+    ]
+    if isinstance(method, Detector) and theirs.get("name") == ours["name"]:
+        with contextlib.suppress(UserError):  # metadata of another version; tensors are checked
+            differing = differing_options(ours, theirs)
+    for option in differing:
+        name, there, here = ".".join(option), stated(theirs, option), stated(ours, option)
+        say(f"note: {path} was trained with {name} {there}; method.{name} is {here}")
 
 
 def check_words(checkpointer: Checkpointer, dataset: Dataset, experiment: Experiment) -> None:

@@ -354,4 +354,10 @@ def size_disagreement(example: Example, height: int, width: int) -> str:
     stated_height, stated_width = (int(v) for v in example["annotated_size"])
     if (stated_height, stated_width) == (height, width):
         return ""
-    return f"is {width} x {height}; its annotation says {stated_width} x {stated_height}"
+    difference = f"is {width} x {height}; its annotation says {stated_width} x {stated_height}"
+    if (stated_height, stated_width) != (width, height):
+        return difference
+    return (
+        f"{difference} (where the file's EXIF orientation turns the image: expected the size and "
+        "the boxes of the turned one)"
+    )

@@ -111,22 +111,25 @@ def background_false_positives(
     num_classes: int,
     iou_threshold: float = 0.5,
     background_iou: float = 0.1,
-) -> float:
+) -> float | None:
     """Returns the share of the false positives that lie on background.
 
     A false positive, as `voc_precision` counts them, is on background when its IoU with every
     object, of whatever class, is below `background_iou`; else it is a duplicate, badly placed, or
-    of the wrong class.
+    of the wrong class. With an ignored object, a crowd among them, it is not the IoU that counts
+    but, as COCO measures crowds, the share of the detection inside of it; and what lies in one by
+    `iou_threshold`, of whatever class, is no false positive here, for what is there is not known.
 
     Args:
       found: of every image, as confident as they shall count.
       truth: of every image, in the same order.
       num_classes: how many classes there are.
-      iou_threshold: least overlap of a true positive.
+      iou_threshold: least overlap of a true positive, and share of a detection in an ignored
+        object by which it does not count.
       background_iou: overlap below which there is only background.
 
     Returns:
-      In [0, 1]; 0 without false positives.
+      In [0, 1]; None without false positives, of which there is no share.
 
     Raises:
       UserError: as `voc_precision`.
@@ -138,13 +141,16 @@ def background_false_positives(
     _check(found, truth, num_classes)
     wrong = background = 0
     for image, objects in zip(found, truth, strict=True):
-        largest = overlaps(image.boxes, objects.boxes).max(axis=1, initial=0.0)
+        known = overlaps(image.boxes, objects.boxes[~objects.ignored])
+        hidden = _shares(image.boxes, objects.boxes[objects.ignored]).max(axis=1, initial=0.0)
+        largest = np.maximum(known.max(axis=1, initial=0.0), hidden)
         for label in range(num_classes):
             rows = np.flatnonzero(image.labels == label)
             _, is_wrong = _match(image, objects, rows, label, iou_threshold)
+            is_wrong &= hidden[rows] < iou_threshold
             wrong += int(is_wrong.sum())
             background += int((is_wrong & (largest[rows] < background_iou)).sum())
-    return background / wrong if wrong else 0.0
+    return background / wrong if wrong else None
 
 
 def overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -157,12 +163,25 @@ def overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     Returns:
       `[n, g]`, in the boxes' precision; 0 where the union has no area.
     """
-    upper = np.maximum(boxes[:, None, :2], others[None, :, :2])
-    lower = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
-    inside = np.prod(np.maximum(lower - upper, 0), axis=2)
-    area, other_area = (np.prod(x[:, 2:] - x[:, :2], axis=1) for x in (boxes, others))
+    inside, area, other_area = _common(boxes, others), _areas(boxes), _areas(others)
     union = area[:, None] + other_area[None] - inside
     return np.divide(inside, union, out=np.zeros_like(inside), where=union > 0)
+
+
+def _shares(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The share `[n, g]` of every box inside of every other one; 0 of a box without area."""
+    inside, area = _common(boxes, others), _areas(boxes)[:, None]
+    return np.divide(inside, area, out=np.zeros_like(inside), where=area > 0)
+
+
+def _common(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    upper = np.maximum(boxes[:, None, :2], others[None, :, :2])
+    lower = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
+    return np.prod(np.maximum(lower - upper, 0), axis=2)
+
+
+def _areas(boxes: np.ndarray) -> np.ndarray:
+    return np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
 
 
 def _one_class(

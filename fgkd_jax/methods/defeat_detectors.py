@@ -80,7 +80,8 @@ class DefeatRetinaNet(Decoupled, RetinaNet):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_shared("anchor_scale", "anchor_octaves", "anchor_ratios")
+        if self.compares_heads:
+            self._check_shared("anchor_scale", "anchor_octaves", "anchor_ratios")
 
     @property
     def object_levels(self) -> tuple[int, float]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -347,7 +348,9 @@ def _steps(
             if evaluates and run.validation:
                 figures = evaluate(state, run.validation)
                 writer.write(step, figures, split=run.validation)
-                checkpointer.save_best(step, state.to_save(), figures, metadata=run.metadata)
+                # What had nothing to measure yet, or at all, is never the best.
+                measured = {**dict.fromkeys(run.evaluator.figures, math.nan), **figures}
+                checkpointer.save_best(step, state.to_save(), measured, metadata=run.metadata)
             if saves:
                 checkpointer.save(step, state.to_save(), metadata=run.metadata)
             progress.update(step)

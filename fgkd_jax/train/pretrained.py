@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fgkd_jax.errors import UserError
+from fgkd_jax.protocols import FROZEN
 from fgkd_jax.train.torch_families import Arrays, Family, Path, family_rules
 from fgkd_jax.train.torch_names import (
     family_of,
@@ -89,9 +90,10 @@ def load_pretrained(
         name = family or family_of(variables, backbone=backbone, head=head)
         rules = family_rules(name)
         without_head = (rules.classifier,) if reinit_head or head is None else ()
+        given, others = _under_torch_names(arrays)
         new, loaded, kept, unused = _overlay(
             variables,
-            rules.prepare(_under_torch_names(arrays)),
+            rules.prepare(given),
             names=torch_names(variables, family=name, backbone=backbone, head=head),
             rules=rules,
             skip=(*skip, *without_head),
@@ -99,7 +101,7 @@ def load_pretrained(
         )
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    return new, PretrainedReport(str(path), file_sha256(path), loaded, kept, unused)
+    return new, PretrainedReport(str(path), file_sha256(path), loaded, kept, (*unused, *others))
 
 
 def load_exported(
@@ -122,31 +124,96 @@ def load_exported(
     """
     if set(variables["params"]) <= {"backbone", "head"}:
         return load_pretrained(variables, path)
-    arrays, flat = load_arrays(path), flatten_dict(dict(variables), sep="/")
-    shapes = {name: tuple(leaf.shape) for name, leaf in flat.items()}
+    return _lay(variables, load_arrays(path), path, kept=(), hint="")
+
+
+def load_detector(
+    variables: Variables,
+    path: str | PathLike[str],
+    *,
+    of_classes: Collection[str] = (),
+    reinit_head: bool = False,
+    truncated: bool = False,
+) -> tuple[dict[str, Any], PretrainedReport]:
+    """Lays a weights file over a detector: another detector as a whole, or a backbone.
+
+    A file of `named_arrays` that holds more than a backbone and a classifier, and nothing but parts
+    that the variables have too (backbone, neck, heads), is laid over them as a whole; the other
+    parts of the variables stay. Of any other file the backbone alone is taken (`load_pretrained`).
+
+    Args:
+      variables: collections by name; not changed. A teacher's stay as they are.
+      path: in any format that `load_pretrained` reads.
+      of_classes: names, as of `named_arrays`, of the variables whose shapes the number of classes
+        decides.
+      reinit_head: keep those of them as they were initialised that have another shape in the file.
+      truncated: as of `load_pretrained`, for a backbone.
+
+    Returns:
+      The variables with the loaded arrays in their own dtype, and what was loaded.
+
+    Raises:
+      UserError: as `load_pretrained`.
+    """
+    arrays = load_arrays(path)
+    parts = {name.split("/")[1] for name in arrays if name.startswith("params/")}
+    if parts <= {"backbone", "head"} or not parts <= set(variables["params"]):
+        return load_pretrained(variables, path, head=None, truncated=truncated)
+    own = {name: tree for name, tree in variables.items() if name != FROZEN}
+    there = {
+        name: {part: tree for part, tree in collection.items() if part in parts}
+        for name, collection in own.items()
+    }
+    other = set()
+    for name, leaf in flatten_dict(there, sep="/").items():
+        if name in of_classes and name in arrays and arrays[name].shape != tuple(leaf.shape):
+            other.add(name)
+    kept = tuple(sorted(other)) if reinit_head else ()
+    hint = "others.backbone in place of path takes the backbone alone"
+    if other and not reinit_head:
+        hint = f"reinit_head=True starts with new layers for other classes; {hint}"
+    new, report = _lay(there, arrays, path, kept=kept, hint=hint)
+    rest = [name for name in flatten_dict(own, sep="/") if name.split("/")[1] not in parts]
+    merged = {name: {**tree, **new.get(name, {})} for name, tree in own.items()}
+    return {**variables, **merged}, dataclasses.replace(report, kept=(*kept, *rest))
+
+
+def _lay(
+    variables: Variables,
+    arrays: Arrays,
+    path: str | PathLike[str],
+    *,
+    kept: Collection[str],
+    hint: str,
+) -> tuple[dict[str, Any], PretrainedReport]:
+    """Lays arrays over the variables of the same names, but for those that are kept."""
+    flat = flatten_dict(dict(variables), sep="/")
+    shapes = {name: tuple(leaf.shape) for name, leaf in flat.items() if name not in kept}
     _refuse(
         {
-            "missing": [name for name in flat if name not in arrays],
+            "missing": [name for name in shapes if name not in arrays],
             "unexpected": [f"{n} {arrays[n].shape}" for n in arrays if n not in flat],
             "misshapen": [
-                f"{n} with shape {arrays[n].shape}, expected {shapes[n]}"
-                for n in flat
-                if n in arrays and arrays[n].shape != shapes[n]
+                f"{n} with shape {arrays[n].shape}, expected {shape}"
+                for n, shape in shapes.items()
+                if n in arrays and arrays[n].shape != shape
             ],
-            "not finite numbers": [n for n in flat if n in arrays and not _finite(arrays[n])],
+            "not finite numbers": [n for n in shapes if n in arrays and not _finite(arrays[n])],
         },
         f"{path}: of {len(arrays)} tensors",
+        hint,
     )
-    new = {name: jnp.asarray(arrays[name], leaf.dtype) for name, leaf in flat.items()}
-    report = PretrainedReport(str(path), file_sha256(path), tuple(new), (), ())
-    return unflatten_dict(new, sep="/"), report
+    new = {name: jnp.asarray(arrays[name], flat[name].dtype) for name in shapes}
+    unused = tuple(name for name in arrays if name in kept)
+    report = PretrainedReport(str(path), file_sha256(path), tuple(new), tuple(kept), unused)
+    return unflatten_dict({**flat, **new}, sep="/"), report
 
 
-def _refuse(problems: Mapping[str, Sequence[str]], what: str) -> None:
+def _refuse(problems: Mapping[str, Sequence[str]], what: str, hint: str) -> None:
     """Raises one line that counts all problems and names the first of each kind."""
     told = [f"{kind}: {_some(items)}" for kind, items in problems.items() if items]
     if told:
-        raise UserError(f"{what}, {'; '.join(told)}")
+        raise UserError(f"{what}, {'; '.join([*told, hint] if hint else told)}")
 
 
 def to_torch_state_dict(
@@ -192,13 +259,17 @@ def named_arrays(variables: Variables) -> dict[str, np.ndarray]:
     return {name: np.asarray(array) for name, array in flat.items()}
 
 
-def _under_torch_names(arrays: Arrays) -> Arrays:
-    """The arrays of a file of `named_arrays` under PyTorch's names; those of others as they are."""
+def _under_torch_names(arrays: Arrays) -> tuple[Arrays, tuple[str, ...]]:
+    """The arrays of a file of `named_arrays` under PyTorch's names; those of others as they are.
+
+    PyTorch has names for a backbone and its head alone: the names of all else are returned, too.
+    """
     if not any(name.startswith("params/") for name in arrays):
-        return arrays
+        return arrays, ()
     variables = unflatten_dict(dict(arrays), sep="/")
     head = "head" if "head" in variables["params"] else None
-    return to_torch_state_dict(variables, head=head)
+    others = tuple(name for name in arrays if name.split("/")[1] not in ("backbone", "head"))
+    return to_torch_state_dict(variables, head=head), others
 
 
 def _overlay(

@@ -8,6 +8,7 @@ import pytest
 
 from fgkd_jax.cli.config import load_config
 from fgkd_jax.cli.main import main
+from fgkd_jax.errors import UserError
 from fgkd_jax.train.weight_files import load_arrays, load_metadata, save_arrays
 
 TINY = {"name": "resnet_narrow", "stem": "imagenet", "strides": (1, 2), "stage_sizes": (1, 1),
@@ -189,11 +190,79 @@ def test_an_option_that_the_teacher_does_not_name_is_told_too(folder, tmp_path, 
     assert "has the default of backbone.bottleneck; expected True (method.teacher.backbone" in line
 
 
+def described(folder, path, **options):
+    """A copy of the teacher's file whose metadata state other options."""
+    metadata = load_metadata(folder / "t.safetensors")
+    method = {**metadata["method"], **options}
+    arrays = load_arrays(folder / "t.safetensors")
+    save_arrays(path, arrays, metadata={**metadata, "method": method}, overwrite=True)
+    return path
+
+
+UNHEARD = {"frozen_stages": 2, "box_weight": 3.0, "score_threshold": 0.3, "iou_threshold": 0.6,
+           "max_detections": 7, "anchor_samples": 4, "region_samples": 4, "positive_share": 0.5,
+           "train_candidates": 3, "candidates": 3, "proposals": 3, "proposal_iou": 0.5,
+           "backbone": {**WIDE["backbone"], "frozen_norm": ".", "remat": [0], "norm_groups": 2,
+                        "zero_init_residual": True, "dtype": "bfloat16", "shortcut": "projection"},
+           "of_another_version": 1}  # fmt: skip
+
+
 @pytest.mark.usefixtures("uncompiled")
-def test_options_that_change_no_tensor_may_differ(folder, tmp_path):
-    overrides = [f"method.teacher.{one}" for one in ("max_detections=7", "score_threshold=0.3")]
+def test_options_by_which_a_teacher_says_nothing_else_may_differ(folder, tmp_path):
+    path = described(folder, tmp_path / "t.npz", **UNHEARD)
     with pytest.raises(Reached):
-        train(folder, tmp_path / "run", folder / "t.safetensors", overrides=overrides)
+        train(folder, tmp_path / "run", path)
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"anchor_scale": 2.0}, "anchor_scale 2.0; expected 8.0 (method.teacher.anchor_scale)"),
+        (
+            {"anchor_ratios": [1, 2, 4]},
+            "anchor_ratios (1, 2, 4); expected (0.5, 1.0, 2.0) (method.teacher.anchor_ratios)",
+        ),
+        (
+            {"image_mean": [0, 0, 0], "image_std": [1, 1, 1]},
+            "image_mean (0, 0, 0); expected (0.485, 0.456, 0.406) (method.teacher.image_mean)",
+        ),
+        ({"region_scale": 3.0}, "region_scale 3.0; expected 14.0 (method.teacher.region_scale)"),
+        (
+            {"backbone": {**WIDE["backbone"], "strides": [1, 1]}},
+            "backbone.strides (1, 1); expected (1, 2) (method.teacher.backbone.strides)",
+        ),
+        (
+            {"backbone": {**WIDE["backbone"], "shortcut": "zero_pad"}},
+            "backbone.shortcut 'zero_pad'; expected the default (method.teacher.backbone.shortcut)",
+        ),
+    ],
+)
+def test_a_teacher_that_fits_but_says_other_things_is_refused(
+    folder, tmp_path, capsys, options, message
+):
+    path = described(folder, tmp_path / "t.npz", **options)
+    line = refused(capsys, train(folder, tmp_path / "run", path))
+    assert line.endswith(f"the teacher {path} has {message}")
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_teacher_is_taken_where_its_options_are_set(folder, tmp_path, capsys):
+    path = described(folder, tmp_path / "t.npz", region_scale=3, anchor_ratios=[1, 2, 4])
+    wanted = ["method.teacher.region_scale=3.0", "method.teacher.anchor_ratios=(1, 2, 4)"]
+    with pytest.raises(Reached):
+        train(folder, tmp_path / "run", path, overrides=wanted)
+    path = described(folder, tmp_path / "odd.npz", anchor_scale="wide")
+    line = refused(capsys, train(folder, tmp_path / "run", path))
+    assert f"the teacher {path}: method.anchor_scale is 'wide'; expected float" in line
+
+
+def test_only_heads_that_are_compared_need_the_same_anchors():
+    other = ["--config.method.teacher.anchor_scale=2.0"]
+    method = load_config("defeat_retinanet_birds:object", other).method
+    assert method.teaching.anchor_scale == 2.0 != method.anchor_scale
+    with pytest.raises(UserError, match=r"teacher.anchor_scale is 2.0; expected .*, the student's"):
+        load_config("defeat_retinanet_birds", other)
 
 
 @pytest.mark.usefixtures("uncompiled")

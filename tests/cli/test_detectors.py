@@ -307,6 +307,18 @@ def test_wrong_annotations_are_told_in_one_line(scenes, tmp_path, capsys, key, v
     assert message in refused(capsys, train(scenes, "dense", tmp_path / "run", where))
 
 
+def test_predict_of_images_of_one_row(trained, tmp_path, capsys):
+    workdir, _ = trained
+    sizes = {"dot": (1, 1), "line": (1, 10_000)}
+    for name, size in sizes.items():
+        cv2.imwrite(str(tmp_path / f"{name}.png"), np.full((*size, 3), 99, np.uint8))
+    images = [str(tmp_path / f"{name}.png") for name in sizes]
+    folder = tmp_path / "shown"
+    assert main(["predict", "--workdir", str(workdir), "--pictures", str(folder), *images]) == 0
+    shown = [cv2.imread(str(folder / f"{name}.detections.png")).shape[:2] for name in sizes]
+    assert shown == [(512, 512), (1, 10_000)]
+
+
 def test_predict_refuses_what_is_no_image_and_a_caption(trained, scenes, tmp_path, capsys):
     workdir, _ = trained
     broken = tmp_path / "broken.png"

@@ -101,6 +101,9 @@ def test_mistakes_are_told_in_one_line(folder, tmp_path, capsys):
     assert line.endswith(
         f"the teacher {folder}/t.safetensors has width 6; expected 8 (method.teacher.width)"
     )
+    line = refused(capsys, main([*wrong, "--config.method.image_std=(0.5, 0.5, 0.5)"]))
+    assert "t.safetensors has image_std (0.229, 0.224, 0.225); expected (0.5, 0.5, 0.5)" in line
+    assert line.endswith("(method.teacher_std)")
     plain = ["train", "--config", str(folder / "teacher.py"), "--workdir", run]
     line = refused(
         capsys, main([*plain, f"--config.pretrained.teacher={folder / 't.safetensors'}"])

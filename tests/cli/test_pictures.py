@@ -6,6 +6,7 @@ import pytest
 
 from fgkd_jax.cli import pictures
 from fgkd_jax.errors import UserError
+from fgkd_jax.evaluation import FoundBoxes
 
 IMAGE = np.full((64, 48, 3), 100, np.uint8)
 
@@ -45,6 +46,42 @@ def test_pictures_are_written_in_the_right_colours(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"picture .*file/bird.structure.png cannot be written"):
         pictures.write(tmp_path / "file", "bird", {"structure": red})
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [
+        ((64, 48), (704, 528)),
+        ((1, 1), (512, 512)),
+        ((600, 700), (600, 700)),
+        ((30, 1000), (120, 4000)),
+        ((1000, 30), (4000, 120)),
+        ((1, 10_000), (1, 10_000)),
+        ((30, 10_000), (30, 10_000)),
+    ],
+)
+def test_long_images_are_enlarged_no_further_than_can_be_written(tmp_path, size, shown):
+    image = np.full((*size, 3), 100, np.uint8)
+    found = FoundBoxes(
+        np.array([[0, 0, size[1], size[0]]], np.float32), np.array([0.9]), np.array([0])
+    )
+    for picture in (
+        pictures.framed_objects(image, found, names=("bird",)),
+        pictures.attention_overlay(image, np.ones((2, 2))),
+    ):
+        assert picture.shape == (*shown, 3)
+        (path,) = pictures.write(tmp_path, "long", {"detections": picture})
+        assert cv2.imread(str(path)).shape == picture.shape
+
+
+def test_what_is_too_long_for_a_file_is_told(tmp_path):
+    wide = np.zeros((1, 1_000_001, 3), np.uint8)
+    match = r"wide.png of 1000001 x 1 pixels cannot be written as PNG"
+    with pytest.raises(UserError, match=match):
+        pictures.write_file(tmp_path / "new" / "wide.png", wide)
+    with pytest.raises(UserError, match=r"none.png of 0 x 5 pixels cannot be written as PNG"):
+        pictures.write_file(tmp_path / "new" / "none.png", np.zeros((5, 0, 3), np.uint8))
+    assert not (tmp_path / "new").exists()
 
 
 def test_images_of_one_name_do_not_replace_each_other():

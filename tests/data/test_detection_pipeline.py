@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from PIL import Image
 
 from fgkd_jax.data import (
     DetectionOptions,
@@ -202,7 +203,25 @@ def test_an_image_that_cannot_be_read(photos, tmp_path):
 def test_an_image_that_is_not_as_annotated(photos, tmp_path, encode, pixels):
     (tmp_path / "16.png").write_bytes(encode(pixels(0, 24, 25), "PNG"))
     options = DetectionOptions(buckets=BUCKETS)
-    with pytest.raises(UserError, match=r"16.png: is 25 x 24; its annotation says 24 x 24"):
+    with pytest.raises(UserError, match=r"16.png: is 25 x 24; its annotation says 24 x 24$"):
+        list(detection_eval_iterator(photos, "test", options, batch_size=8))
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_an_image_that_exif_turns_is_told(photos, tmp_path, encode, pixels, orientation):
+    """The size that is annotated is often the one before it is turned."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    (tmp_path / "0.png").write_bytes(encode(pixels(0, 20, 30), "PNG", exif=exif))
+    options = DetectionOptions(buckets=BUCKETS)
+    if orientation == 3:  # upside down: the sides are the same
+        list(detection_eval_iterator(photos, "test", options, batch_size=8))
+        return
+    match = (
+        r"0.png: is 20 x 30; its annotation says 30 x 20 \(where the file's EXIF orientation turns "
+        r"the image: expected the size and the boxes of the turned one\)"
+    )
+    with pytest.raises(UserError, match=match):
         list(detection_eval_iterator(photos, "test", options, batch_size=8))
 
 

@@ -96,7 +96,45 @@ def test_false_positives_on_background():
     share = background_false_positives(found, [truth_of((*BOX, 0, 0))], num_classes=2)
     np.testing.assert_allclose(share, 1 / 3)
     assert background_false_positives(found, [truth_of()], num_classes=2) == 1.0
-    assert background_false_positives([found_of()], [truth_of()], num_classes=2) == 0.0
+
+
+def test_without_false_positives_there_is_no_share_of_them():
+    for found in (found_of(), found_of((*BOX, 0.9, 0))):
+        assert background_false_positives([found], [truth_of((*BOX, 0, 0))], num_classes=2) is None
+
+
+CROWD = (0, 0, 200, 200)
+
+
+def test_what_lies_in_a_crowd_is_no_false_positive():
+    """Though it overlaps the whole crowd by little, and whatever its class."""
+    crowd = truth_of((*CROWD, 0, 1))
+    inside, beside = (20, 20, 60, 60), (300, 0, 310, 10)
+    for label in (0, 1):
+        found = found_of((*inside, 0.9, label))
+        assert background_false_positives([found], [crowd], num_classes=2) is None
+        found = found_of((*inside, 0.9, label), (*beside, 0.8, label))
+        assert background_false_positives([found], [crowd], num_classes=2) == 1.0
+    # A crowd that has to be found is an object like any other.
+    found = found_of((*inside, 0.9, 0))
+    assert background_false_positives([found], [truth_of((*CROWD, 0, 0))], num_classes=2) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("inside", "share"),
+    # Of ten columns so many lie in the crowd; beside it there is one more, on background.
+    [(0, 1.0), (0.5, 1.0), (1, 1 / 2), (4.5, 1 / 2), (5, 1.0), (10, 1.0)],
+)
+def test_a_detection_across_the_border_of_a_crowd(inside, share):
+    left = CROWD[2] - inside
+    found = found_of((left, 0, left + 10, 10, 0.9, 0), (400, 0, 410, 10, 0.8, 0))
+    result = background_false_positives([found], [truth_of((*CROWD, 0, 1))], num_classes=1)
+    np.testing.assert_allclose(result, share)
+
+
+def test_boxes_without_area_are_in_no_crowd():
+    found = found_of((20, 20, 20, 60, 0.9, 0))
+    assert background_false_positives([found], [truth_of((*CROWD, 0, 1))], num_classes=1) == 1.0
 
 
 def test_mistakes_are_told():

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fgkd_jax.errors import NonFiniteError
+from fgkd_jax.errors import NonFiniteError, UserError
 from fgkd_jax.evaluation import ClassificationEvaluator
 from fgkd_jax.protocols import LossTerm
 from fgkd_jax.train.checkpoint import Checkpointer, CheckpointOptions
@@ -97,6 +97,47 @@ def test_the_examples_are_named_and_the_checkpoint_before_is_kept(tmp_path):
     message = str(caught.value)
     assert message.startswith("step 3: loss ")
     assert "the loss of examples [31];" in message
+
+
+class Sometimes(ClassificationEvaluator):
+    """Has a figure for which there may be nothing to measure."""
+
+    @property
+    def figures(self):
+        return (*super().figures, "rare")
+
+
+@pytest.mark.parametrize("name", ["rare", "rear"])
+def test_what_had_nothing_to_measure_is_never_the_best(tmp_path, monkeypatch, name):
+    run = Run(
+        method=Line(),
+        evaluator=Sometimes(num_classes=2),
+        feed=Feed(),
+        spec={"x": jax.ShapeDtypeStruct((SIZE,), np.float32)},
+        mesh=make_mesh(MeshOptions(data=2)),
+        train=TrainOptions(
+            steps=2, batch_size=SIZE, eval_batch_size=SIZE, log_every=1, tensorboard="off",
+            eval_every=1,
+        ),
+        optimizer=OptimOptions(name="sgd", learning_rate=0.01),
+        validation="validation",
+    )  # fmt: skip
+    trainer = Trainer(run)
+    found = iter([{"accuracy": 0.5}, {"accuracy": 0.5, "rare": 0.1}])
+    monkeypatch.setattr(trainer, "evaluate", lambda state, split: next(found))
+    options = CheckpointOptions(every_steps=2, best_metric=name)
+    with Checkpointer(tmp_path / "checkpoints", options) as checkpointer:
+        initial = trainer.initial_state()
+        arguments = {"workdir": str(tmp_path), "log": lambda line: None}
+        if name == "rear":  # a figure that the evaluator never has
+            with pytest.raises(UserError, match="best_metric 'rear' is not measured"):
+                fit(trainer, initial, checkpointer, **arguments)
+            return
+        fit(trainer, initial, checkpointer, **arguments)
+    assert [one.name for one in (tmp_path / "checkpoints" / "best").glob("[0-9]*")] == ["2"]
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert ["rare" in one for one in rows if one["split"] == "validation"] == [False, True]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -225,21 +225,107 @@ def test_a_detector_goes_into_a_file_and_back(trained, tmp_path, capsys):
 def test_a_backbone_starts_from_an_exported_classifier(scenes, tmp_path, kind):
     import jax
 
-    from fgkd_jax.cli.config import load_config
-    from fgkd_jax.cli.session import open_data, open_run
     from fgkd_jax.methods import Classifier
-    from fgkd_jax.train.loop import Trainer
     from fgkd_jax.train.pretrained import named_arrays
     from fgkd_jax.train.weight_files import save_arrays
+
+def initial_variables(config, *overrides):
+    import jax
+
+    from fgkd_jax.cli.session import open_data, open_run
+    from fgkd_jax.train.loop import Trainer
+
+    experiment = load_config(str(config), overrides)
+    trainer = Trainer(open_run(experiment, dataset=open_data(experiment)))
+    return jax.device_get(trainer.initial_state().variables())
+
+
+def test_chosen_stages_are_those_that_an_earlier_run_was_given(trained, scenes):
+    from fgkd_jax.cli.workdir import check
+    from fgkd_jax.errors import UserError
+
+    workdir, kind = trained
+    chosen = load_config(str(scenes / f"{kind}.py"), ["--config.method.pyramid_stages=None"])
+    if chosen.method.stages == (1, 2):
+        check(str(workdir), chosen)
+    else:
+        with pytest.raises(UserError, match=r"pyramid_stages is \[1, 2\] there and \[2\] here"):
+            check(str(workdir), chosen)
+
+
+CONTRAST = """
+from ml_collections import ConfigDict
+
+
+def get_config():
+    return ConfigDict({
+        "method": {"name": "lmcl", "networks": (%r, %r), "embedding_size": 4, "meta_every": 0},
+        "data": {"dataset": "image_folder", "data_dir": %r, "image_size": 16,
+                 "train_geometry": "resize", "eval_geometry": "resize", "images_per_class": 2},
+        "optim": {"name": "sgd", "learning_rate": 0.05},
+        "train": {"steps": 1, "batch_size": 4, "eval_batch_size": 8, "tensorboard": "off"},
+        "mesh": {"data": 1},
+    })
+"""
+
+
+def test_a_detector_starts_from_a_network_that_learned_by_mutual_contrast(
+    scenes, photographs, tmp_path, capsys
+):
+    from flax.traverse_util import flatten_dict
+
+    from fgkd_jax.train.weight_files import load_arrays
+
+    wider = {**TINY, "width": 6}
+    config, run, path = tmp_path / "lmcl.py", tmp_path / "run", tmp_path / "network.safetensors"
+    config.write_text(CONTRAST % (TINY, wider, str(photographs)))
+    assert main(["train", "--config", str(config), "--workdir", str(run)]) == 0
+    command = ["export", "--workdir", str(run), "--network", "1", "--output", str(path)]
+    assert main(command) == 0
+    there = {name: x for name, x in load_arrays(path).items() if "/backbone/" in name}
+    for kind in ("dense", "regions"):
+        options = (f"pretrained.path={path}", "method.backbone.width=6",
+                   "method.pyramid_stages=None")  # fmt: skip
+        started = initial_variables(scenes / f"{kind}.py", *(f"--config.{o}" for o in options))
+        flat = flatten_dict(started, sep="/")
+        ours = {name: x for name, x in flat.items() if "/backbone/" in name}
+        assert ours.keys() == there.keys()
+        for name, array in there.items():
+            np.testing.assert_array_equal(ours[name], array, err_msg=name)
+        assert "of the file unused" in capsys.readouterr().err  # its classifier
+
+
+def test_a_backbone_that_ends_early_starts_from_a_whole_classifier(scenes, tmp_path, capsys):
+    import jax
+
+    from fgkd_jax.methods import Classifier
+    from fgkd_jax.train.pretrained import named_arrays
+    from fgkd_jax.train.weight_files import save_arrays
+
+    deeper = {**TINY, "strides": (1, 2, 2), "stage_sizes": (1, 1, 1), "dilations": (1, 1, 1)}
+    image = {"image": jax.numpy.zeros((1, 32, 32, 3), np.uint8)}
+    classifier = Classifier(num_classes=5, backbone=deeper)
+    there = jax.device_get(jax.jit(classifier.init)(jax.random.key(7), image))
+    path = tmp_path / "classifier.npz"
+    save_arrays(path, named_arrays(there), metadata={})
+    longer = ("strides=(1,2,2)", "stage_sizes=(1,1,1)", "dilations=(1,1,1)")
+    overrides = [f"--config.method.backbone.{one}" for one in longer]
+    overrides.append(f"--config.pretrained.path={path}")
+    started = initial_variables(scenes / "dense.py", *overrides)
+    assert " of the file unused" in capsys.readouterr().err
+    for collection in ("params", "batch_stats"):
+        ours, theirs = started[collection]["backbone"], dict(there[collection]["backbone"])
+        assert set(theirs) - set(ours) == {"stage3"}
+        del theirs["stage3"]
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
 
     image = {"image": jax.numpy.zeros((1, 32, 32, 3), np.uint8)}
     classifier = Classifier(num_classes=5, backbone=TINY)
     there = jax.device_get(jax.jit(classifier.init)(jax.random.key(7), image))
     path = str(tmp_path / "classifier.npz")
     save_arrays(path, named_arrays(there), metadata={})
-    experiment = load_config(str(scenes / f"{kind}.py"), [f"--config.pretrained.path={path}"])
-    trainer = Trainer(open_run(experiment, dataset=open_data(experiment)))
-    variables = jax.device_get(trainer.initial_state().variables())
+    variables = initial_variables(scenes / f"{kind}.py", f"--config.pretrained.path={path}")
     for collection in ("params", "batch_stats"):
         ours, theirs = variables[collection]["backbone"], there[collection]["backbone"]
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)

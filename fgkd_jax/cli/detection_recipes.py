@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from fgkd_jax.cli.network_titles import NETWORK_TITLES
 from fgkd_jax.cli.recipes import NO_RUN, chosen
 from fgkd_jax.errors import UserError, nearest
 from fgkd_jax.methods.defeat_detectors import TEACHING, TEACHING_TITLES, teaching
@@ -15,16 +16,6 @@ COCO_IMAGES = 118_287
 
 VOC_IMAGES = 16_551
 """Images of VOC 2007 trainval and VOC 2012 trainval together."""
-
-NETWORK_TITLES: Mapping[str, str] = {
-    "resnet50": "ResNet-50",
-    "resnet101": "ResNet-101",
-    "resnet152": "ResNet-152",
-}
-"""Backbones of detectors of photographs, and what they are called in a table."""
-
-COCO_NETWORKS = tuple(NETWORK_TITLES)
-"""Backbones of detectors of COCO: the student's, and two for teachers."""
 
 COCO_FIGURES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 VOC_FIGURES = ("voc_AP50", "background_false_positives")

@@ -267,3 +267,32 @@ def test_titles_name_the_networks(name, title):
         networks.append(method.teacher["backbone"]["name"])
     told = [f"ResNet-{network.removeprefix('resnet')}" for network in networks]
     assert " from ".join(told) in experiment.report.title
+        ("faster_rcnn_coco:resnet18", "Faster R-CNN, ResNet-18, COCO 2017, 12 epochs"),
+        ("retinanet_coco:resnet34", "RetinaNet, ResNet-34, COCO 2017, 12 epochs"),
+
+
+STUDENT, TEACHER = "method.backbone.name", "method.teacher.backbone.name"
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "title"),
+    [
+        ("faster_rcnn_coco", {STUDENT: "resnet18"}, "Faster R-CNN, ResNet-18, COCO 2017, 12 epo"),
+        ("retinanet_coco", {STUDENT: "mobilenet_v2"}, "RetinaNet, MobileNetV2, COCO 2017, 12"),
+        ("faster_rcnn_folder", {STUDENT: "vgg16_bn"}, "Faster R-CNN, vgg16_bn, a folder with"),
+        ("faster_rcnn_coco", {STUDENT: "resnet18", "report.title": "Mine"}, "Mine"),
+        ("defeat_faster_rcnn_coco", {STUDENT: "resnet18"}, "ResNet-18 from ResNet-152, DeFeat"),
+        ("defeat_retinanet_coco", {TEACHER: "resnet50"}, "ResNet-50 from ResNet-50, DeFeat"),
+        (
+            "defeat_faster_rcnn_coco",
+            {STUDENT: "resnet152", TEACHER: "resnet34"},
+            "Faster R-CNN, ResNet-152 from ResNet-34, DeFeat",
+        ),
+        ("classify_imagenet", {STUDENT: "resnet18"}, "resnet18, 224 x 224"),
+    ],
+)
+def test_titles_name_the_networks_that_are_given_instead(name, overrides, title):
+    options = [f"--config.{option}={value}" for option, value in overrides.items()]
+    found = load_config(name, options).report.title
+    assert title in found
+    assert load_config(name, ["--config.seed=1"]).report.title == load_config(name).report.title

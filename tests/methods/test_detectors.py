@@ -326,9 +326,20 @@ def test_scores_that_are_too_low_are_left_out(kind, variables, batch):
     assert (found["boxes"] == 0).all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+TEACHER = {"backbone": {**TINY, "width": 6}, "pyramid_features": 12}
+TAUGHT = {
+    f"{kind} taught": make(
+        **{f.name: getattr(METHODS[kind], f.name) for f in dataclasses.fields(METHODS[kind])},
+        teacher=TEACHER,
+        compared_stages=(1, 2),
+    )
+    for kind, make in (("dense", DefeatRetinaNet), ("regions", DefeatFasterRCNN))
+}
+
+
+@pytest.mark.parametrize("kind", [*METHODS, *TAUGHT])
 def test_eight_devices_train_as_one(kind):
-    method, batch = METHODS[kind], make_batch(size=8)
+    method, batch = {**METHODS, **TAUGHT}[kind], make_batch(size=8)
     spec = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}
     params = abstract_variables(method, spec)["params"]
     options = OptimOptions(name="sgd", learning_rate=0.01, schedule="constant")
@@ -395,11 +406,6 @@ def test_bad_options_are_told_in_one_line(kind, options, message):
     assert "\n" not in str(caught.value)
 
 
-def test_only_the_one_network_is_exported(variables):
-    exported = METHODS["dense"].export(variables["dense"])
-    assert exported.method == METHODS["dense"]
-    with pytest.raises(UserError, match="network is 1; expected 0, the only one"):
-        METHODS["dense"].export(variables["dense"], network=1)
 @pytest.mark.parametrize(
     ("backbone", "regions", "dense"),
     [
@@ -436,3 +442,8 @@ def test_a_teacher_chooses_stages_of_its_own_backbone():
     assert method.teaching.stages == method.chosen().teaching.stages == (0, 1, 2, 3)
 
 
+def test_only_the_one_network_is_exported(variables):
+    exported = METHODS["dense"].export(variables["dense"])
+    assert exported.method == METHODS["dense"]
+    with pytest.raises(UserError, match="network is 1; expected 0, the only one"):
+        METHODS["dense"].export(variables["dense"], network=1)

@@ -98,13 +98,14 @@ def test_a_run_compiles_once_for_each_size_of_images(trained, capsys):
     assert (compilations[0], compilations[-1]) == (1, len(BUCKETS))
     summary = json.loads((workdir / "summary.json").read_text())
     assert summary["timing"]["train_step_compilations"] == len(BUCKETS)
+    assert summary["timing"]["evaluation_step_compilations"] == len(BUCKETS)
 
 
 def test_a_run_says_how_often_it_compiled(trained, scenes, capsys):
     workdir, kind = trained
     assert train(scenes, kind, workdir) == 0
     out, error = capsys.readouterr()
-    assert "2 compilations of the training step, one for each size of images" in out
+    assert "2 compilations of the training step, one for each size of images, and 2 of that" in out
     assert "note: method.frozen_stages is 1, but pretrained.path is empty" in error
 
 
@@ -421,6 +422,21 @@ def test_two_hundred_images_of_mixed_sizes_come_in_as_many_shapes_as_buckets(tmp
         cv2.imwrite(str(tmp_path / f"{i}.png"), np.zeros((height, width, 3), np.uint8))
         nothing = np.zeros((0, 4))
         table.add(f"{i}.png", i, (height, width), nothing, np.zeros(0), np.zeros(0))
+def test_two_hundred_images_of_mixed_sizes_compile_once_for_each_bucket(tmp_path):
+    sides = np.random.default_rng(0).integers(20, 60, (2, 200, 2)).tolist()
+    for split, sizes in zip(("train", "test"), sides, strict=True):
+        write_split(tmp_path, split, sizes, first=1)
+    buckets = ((16, 32), (32, 16), (24, 24))
+    method = {**DENSE, "score_threshold": 0.5}
+    (tmp_path / "mixed.py").write_text(CONFIG % (method, str(tmp_path), buckets, 100))
+    run = tmp_path / "run"
+    assert train(tmp_path, "mixed", run) == 0  # 100 steps of 2 images: a pass over all of them
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["results"][0]["figures"]["examples"] == 200
+    for step in ("train", "evaluation"):
+        assert summary["timing"][f"{step}_step_compilations"] == len(buckets)
+
+
     dataset = make_dataset("mixed", class_names=("a",), category_ids=(1,), tables={"train": table})
     options = DetectionOptions(buckets=((16, 32), (32, 16), (24, 24)), max_boxes=2)
     batches = detection_train_iterator(dataset, options, batch_size=2, seed=0)

@@ -143,7 +143,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(trained, scenes, tmp_path):
         assert first == again, name
 
 
-def test_eval_agrees_and_writes_what_was_found(trained, capsys):
+def test_eval_agrees_and_writes_what_was_found(trained, scenes, capsys):
     workdir, _ = trained
     summary = json.loads((workdir / "summary.json").read_text())
     (result,) = summary["results"]
@@ -160,6 +160,16 @@ def test_eval_agrees_and_writes_what_was_found(trained, capsys):
     assert got["figures"] == pytest.approx(result["figures"], rel=1e-4, abs=1e-6)
     found = json.loads(file.read_text())
     assert len(found) == len(before) > 0
+    truth = json.loads((file.parent / "test-truth.json").read_text())
+    assert [(one["id"], one["file_name"]) for one in truth["images"]] == [
+        (101, "0.png"), (102, "1.png"), (103, "2.png")
+    ]  # fmt: skip
+    given = json.loads((scenes / "instances_test.json").read_text())
+    assert truth["categories"] == given["categories"]
+    assert len(truth["annotations"]) == len(given["annotations"]) > 0
+    for one, other in zip(truth["annotations"], given["annotations"], strict=True):
+        assert all(one[key] == other[key] for key in ("image_id", "category_id", "iscrowd"))
+        np.testing.assert_allclose(one["bbox"], other["bbox"], atol=1e-3)
     sizes = {101: (64, 48), 102: (20, 30), 103: (32, 24)}
     for one in found:
         width, height = sizes[one["image_id"]]
@@ -221,14 +231,6 @@ def test_a_detector_goes_into_a_file_and_back(trained, tmp_path, capsys):
     assert main(arguments) == 2
     assert "--names" in capsys.readouterr().err
 
-
-@pytest.mark.parametrize("kind", ["dense", "regions"])
-def test_a_backbone_starts_from_an_exported_classifier(scenes, tmp_path, kind):
-    import jax
-
-    from fgkd_jax.methods import Classifier
-    from fgkd_jax.train.pretrained import named_arrays
-    from fgkd_jax.train.weight_files import save_arrays
 
 def initial_variables(config, *overrides):
     import jax
@@ -321,6 +323,14 @@ def test_a_backbone_that_ends_early_starts_from_a_whole_classifier(scenes, tmp_p
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
+@pytest.mark.parametrize("kind", ["dense", "regions"])
+def test_a_backbone_starts_from_an_exported_classifier(scenes, tmp_path, kind):
+    import jax
+
+    from fgkd_jax.methods import Classifier
+    from fgkd_jax.train.pretrained import named_arrays
+    from fgkd_jax.train.weight_files import save_arrays
+
     image = {"image": jax.numpy.zeros((1, 32, 32, 3), np.uint8)}
     classifier = Classifier(num_classes=5, backbone=TINY)
     there = jax.device_get(jax.jit(classifier.init)(jax.random.key(7), image))
@@ -412,16 +422,6 @@ def test_a_nan_is_reported_with_its_examples(scenes, tmp_path, capsys):
     assert "not finite in the" in capsys.readouterr().err
 
 
-def test_two_hundred_images_of_mixed_sizes_come_in_as_many_shapes_as_buckets(tmp_path):
-    from fgkd_jax.data.boxes import BoxTable, make_dataset
-
-    table = BoxTable(str(tmp_path))
-    rng = np.random.default_rng(0)
-    for i in range(200):
-        height, width = (int(side) for side in rng.integers(4, 60, 2))
-        cv2.imwrite(str(tmp_path / f"{i}.png"), np.zeros((height, width, 3), np.uint8))
-        nothing = np.zeros((0, 4))
-        table.add(f"{i}.png", i, (height, width), nothing, np.zeros(0), np.zeros(0))
 def test_two_hundred_images_of_mixed_sizes_compile_once_for_each_bucket(tmp_path):
     sides = np.random.default_rng(0).integers(20, 60, (2, 200, 2)).tolist()
     for split, sizes in zip(("train", "test"), sides, strict=True):
@@ -437,6 +437,16 @@ def test_two_hundred_images_of_mixed_sizes_compile_once_for_each_bucket(tmp_path
         assert summary["timing"][f"{step}_step_compilations"] == len(buckets)
 
 
+def test_two_hundred_images_of_mixed_sizes_come_in_as_many_shapes_as_buckets(tmp_path):
+    from fgkd_jax.data.boxes import BoxTable, make_dataset
+
+    table = BoxTable(str(tmp_path))
+    rng = np.random.default_rng(0)
+    for i in range(200):
+        height, width = (int(side) for side in rng.integers(4, 60, 2))
+        cv2.imwrite(str(tmp_path / f"{i}.png"), np.zeros((height, width, 3), np.uint8))
+        nothing = np.zeros((0, 4))
+        table.add(f"{i}.png", i, (height, width), nothing, np.zeros(0), np.zeros(0))
     dataset = make_dataset("mixed", class_names=("a",), category_ids=(1,), tables={"train": table})
     options = DetectionOptions(buckets=((16, 32), (32, 16), (24, 24)), max_boxes=2)
     batches = detection_train_iterator(dataset, options, batch_size=2, seed=0)

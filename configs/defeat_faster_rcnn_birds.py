@@ -11,7 +11,7 @@ and `:reference` what the released code takes for VOC; `configs/faster_rcnn_bird
 alone. All of them are trained for as many steps.
 """
 
-from fgkd_jax.cli.detection_recipes import small_student
+from fgkd_jax.cli.narrow_detection_recipes import small_student
 
 
 def get_config(variant="defeat"):

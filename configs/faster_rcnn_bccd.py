@@ -6,14 +6,14 @@ https://github.com/Shenggan/BCCD_Dataset.
 `:teacher` is the wider network that students learn from, see `configs/defeat_faster_rcnn_bccd.py`.
 """
 
-from fgkd_jax.cli.detection_recipes import small_detector
+from fgkd_jax.cli.narrow_detection_recipes import small_detector
 
 
 def get_config(variant="student"):
     """Returns the config.
 
     Args:
-      variant: a key of `fgkd_jax.cli.detection_recipes.WIDTHS`.
+      variant: a key of `fgkd_jax.cli.narrow_detection_recipes.WIDTHS`.
     """
     return small_detector(
         "faster_rcnn", variant, heads="regions", scene="bccd", title="Faster R-CNN"

@@ -4,14 +4,14 @@ Faster R-CNN with a narrow ResNet on drawn scenes of one to six birds, by genus,
 `:teacher` is the wider network that students learn from, see `configs/defeat_faster_rcnn_birds.py`.
 """
 
-from fgkd_jax.cli.detection_recipes import small_detector
+from fgkd_jax.cli.narrow_detection_recipes import small_detector
 
 
 def get_config(variant="student"):
     """Returns the config.
 
     Args:
-      variant: a key of `fgkd_jax.cli.detection_recipes.WIDTHS`.
+      variant: a key of `fgkd_jax.cli.narrow_detection_recipes.WIDTHS`.
     """
     return small_detector(
         "faster_rcnn", variant, heads="regions", scene="birds", title="Faster R-CNN"

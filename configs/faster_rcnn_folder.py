@@ -15,20 +15,22 @@ those of the annotations. WEIGHTS is a file of torchvision's ResNet-50, or what 
 of a classifier with such a backbone; without it the frozen stem and first stage stay random. Yours
 to choose are `--config.train.steps`, `--config.data.buckets="((480, 640), (640, 480))"`, the heights
 and widths that images are padded to, and `--config.data.max_boxes`, the most of an image.
-`:resnet101` and `:resnet152` are teachers of `configs/defeat_faster_rcnn_folder.py`.
+`:resnet101` and `:resnet152` are teachers of `configs/defeat_faster_rcnn_folder.py`; `:resnet18`,
+`:shufflenet_v2_x1_0` and the like start from such networks, with WEIGHTS of their own.
 """
 
-from fgkd_jax.cli.detection_recipes import COCO_NETWORKS, NETWORK_TITLES, PUBLISHED, variant_of
+from fgkd_jax.cli.detection_recipes import PUBLISHED, variant_of
 from fgkd_jax.cli.folder_recipes import folder_detector
+from fgkd_jax.cli.network_titles import NETWORK_TITLES
 
 
 def get_config(backbone="resnet50"):
     """Returns the config.
 
     Args:
-      backbone: one of `COCO_NETWORKS`.
+      backbone: a key of `NETWORK_TITLES`.
     """
-    variant_of("faster_rcnn_folder", backbone, COCO_NETWORKS)
+    variant_of("faster_rcnn_folder", backbone, NETWORK_TITLES)
     return folder_detector(
         {"name": "faster_rcnn", "backbone": {**PUBLISHED["backbone"], "name": backbone}},
         title=f"Faster R-CNN, {NETWORK_TITLES[backbone]}",

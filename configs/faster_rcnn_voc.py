@@ -9,12 +9,12 @@ ResNet-50. `:resnet101` is the teacher there, at twice the rate.
 
 from fgkd_jax.cli.detection_recipes import (
     BUCKETS,
-    NETWORK_TITLES,
     PUBLISHED,
     photographs_with_boxes,
     variant_of,
     voc_run,
 )
+from fgkd_jax.cli.network_titles import NETWORK_TITLES
 
 LEARNING_RATES = {"resnet50": 0.01, "resnet101": 0.02}
 

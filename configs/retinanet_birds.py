@@ -4,13 +4,13 @@ RetinaNet with a narrow ResNet on drawn scenes of one to six birds, by genus, at
 `:teacher` is the wider network that students learn from, see `configs/defeat_retinanet_birds.py`.
 """
 
-from fgkd_jax.cli.detection_recipes import small_detector
+from fgkd_jax.cli.narrow_detection_recipes import small_detector
 
 
 def get_config(variant="student"):
     """Returns the config.
 
     Args:
-      variant: a key of `fgkd_jax.cli.detection_recipes.WIDTHS`.
+      variant: a key of `fgkd_jax.cli.narrow_detection_recipes.WIDTHS`.
     """
     return small_detector("retinanet", variant, heads="dense", scene="birds", title="RetinaNet")

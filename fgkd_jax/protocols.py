@@ -247,6 +247,19 @@ class SplitMethod(Protocol):
 
 
 @runtime_checkable
+class ChoosingMethod(Protocol):
+    """A method that chooses some of its options by others, where they are None."""
+
+    def chosen(self) -> Method:
+        """Gives these options.
+
+        Returns:
+          A method that computes the same, with none of them None.
+        """
+        ...
+
+
+@runtime_checkable
 class Evaluator(Protocol):
     """Counts on the device, figures on the host: exact whatever the sharding and the padding."""
 

@@ -15,6 +15,7 @@ from fgkd_jax.cli.config import config_folder, find_config, load_config
 from fgkd_jax.cli.experiment import experiment_to_dict, parse_experiment
 from fgkd_jax.data.base import DatasetInfo
 from fgkd_jax.errors import UserError
+from fgkd_jax.methods.defeat_options import strides_of
 from fgkd_jax.train.init import abstract_variables
 from fgkd_jax.train.sharding import MeshOptions, make_mesh
 
@@ -264,6 +265,49 @@ def test_imagenet_is_learned_as_released():
     assert (moco.method.queue_size, moco.method.key_momentum) == (65536, 0.999)
     assert set(moco.method.contrast_weights.values()) == {1.0}
     assert (moco.optim.learning_rate, moco.optim.nesterov) == (0.03, False)
+
+
+def test_defeat_is_learned_as_released():
+    experiment = load_config("defeat_faster_rcnn_voc:reference")
+    method, optim = experiment.method, experiment.optim
+    assert (method.object_weight, method.background_weight, method.mask) == (3.0, 12.0, "boxes")
+    assert (method.head_object_weight, method.head_background_weight) == (0.0, 0.0)
+    assert (method.adapter_size, method.adapter_std, method.compared_stages) == (3, 1e-4, ())
+    assert method.count_padding
+    assert method.released_masks
+    assert (method.backbone["name"], method.teaching.backbone["name"]) == ("resnet50", "resnet101")
+    assert (method.backbone["frozen_norm"], method.frozen_stages) == (".", 2)
+    assert method.strides == method.teaching.strides == (4, 8, 16, 32, 64)
+    assert experiment.report.figures[0] == "voc07_AP50"
+    assert {tuple(sorted(size)) for size in experiment.data.buckets} == {(608, 1024)}
+    # 12 passes over the images of both years, in batches of 2 x 8.
+    assert (experiment.train.steps, experiment.train.batch_size) == (12 * 16551 // 16, 16)
+    assert (optim.name, optim.momentum, optim.weight_decay) == ("sgd", 0.9, 1e-4)
+    assert (optim.learning_rate, optim.clip_norm, optim.warmup_steps) == (0.01, 35.0, 200)
+    assert optim.warmup_init == pytest.approx(0.001 * optim.learning_rate)
+    assert (optim.schedule, optim.step_boundaries, optim.decay_factor) == ("step", (3 / 4,), 0.1)
+    alone, teacher = (load_config(f"faster_rcnn_voc{of}").optim for of in ("", ":resnet101"))
+    assert alone == optim
+    assert teacher == dataclasses.replace(optim, learning_rate=0.02, warmup_init=0.001 * 0.02)
+
+
+def test_defeat_has_its_authors_weights_on_coco():
+    experiment = load_config("defeat_faster_rcnn_coco")
+    method, optim = experiment.method, experiment.optim
+    assert (method.object_weight, method.background_weight) == (4.0, 16.0)
+    assert (method.stage_object_weight, method.stage_background_weight) == (4.0, 16.0)
+    assert strides_of(method, method.compared_stages) == (16, 32)  # the last two
+    assert method.compared_stages == (3, 4)
+    assert (method.head_object_weight, method.head_background_weight) == (2.0, 2.0)
+    assert (method.object_temperature, method.background_temperature) == (1.0, 1.0)
+    assert (experiment.train.steps, experiment.train.batch_size) == (12 * 118287 // 16, 16)
+    assert (optim.learning_rate, optim.momentum, optim.weight_decay) == (0.02, 0.9, 1e-4)
+    assert (optim.clip_norm, optim.warmup_steps, optim.warmup_init) == (0.0, 500, 0.001 * 0.02)
+    assert (optim.step_boundaries, optim.decay_factor) == ((8 / 12, 11 / 12), 0.1)
+    dense = load_config("defeat_retinanet_coco")
+    assert (dense.optim.learning_rate, dense.optim.clip_norm) == (0.01, 35.0)
+    assert (dense.method.object_weight, dense.method.background_weight) == (4.0, 16.0)
+    assert dense.method.compared_stages == ()
 
 
 def test_a_config_takes_an_argument():

@@ -16,6 +16,7 @@ from ml_collections import config_dict, config_flags
 
 import fgkd_jax
 from fgkd_jax.cli.experiment import DATA_OPTIONS, Experiment, method_to_dict, parse_experiment
+from fgkd_jax.cli.network_titles import retitled
 from fgkd_jax.cli.options import to_dict
 from fgkd_jax.data.options import DataOptions
 from fgkd_jax.errors import UserError, nearest
@@ -127,9 +128,14 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> Experiment:
     before = config.copy_and_resolve_references()
     apply_overrides(config, overrides, open_sections=_mappings(experiment))
     try:
-        return parse_experiment(config.to_dict())
+        overridden = parse_experiment(config.to_dict())
     except UserError as error:
         raise UserError(f"{error}{_example(str(error), before, overrides)}") from error
+    report = overridden.report
+    if report.title == experiment.report.title:
+        title = retitled(report.title, before=experiment.method, now=overridden.method)
+        report = dataclasses.replace(report, title=title)
+    return dataclasses.replace(overridden, report=report)
 
 
 def _example(message: str, config: config_dict.ConfigDict, overrides: Sequence[str]) -> str:

@@ -12,11 +12,11 @@ from fgkd_jax.cli import pictures
 from fgkd_jax.cli.feeds import PipelineFeed
 from fgkd_jax.cli.results import Restored
 from fgkd_jax.cli.workdir import write_json
-from fgkd_jax.data.base import Dataset, DatasetInfo, Example, SplitSources
-from fgkd_jax.data.boxes import DetectionDataset
+from fgkd_jax.data.base import Dataset, DatasetInfo, Example, Source, SplitSources, Subset
+from fgkd_jax.data.boxes import BoxSource, DetectionDataset
 from fgkd_jax.data.images import decode
 from fgkd_jax.errors import UserError
-from fgkd_jax.evaluation import FoundBoxes, ScenePredictions, coco_detections
+from fgkd_jax.evaluation import FoundBoxes, ScenePredictions, coco_annotations, coco_detections
 from fgkd_jax.train.processes import on_primary
 
 FOLDER = "detections"
@@ -31,19 +31,58 @@ def detection_writer(workdir: str, dataset: Dataset) -> Callable[[str, str, Any]
       dataset: its data set.
 
     Returns:
-      Of split, name of the checkpoint and counts of the evaluator; it writes
-      `detections/<split>-<checkpoint>.json` in COCO's format of results, with the ids of the data
-      set's categories, where the counts are those of a detector.
+      Of split, name of the checkpoint and counts of the evaluator; where the counts are those of a
+      detector, it writes `detections/<split>-<checkpoint>.json` in COCO's format of results, with
+      the ids of the data set's categories, and `detections/<split>-truth.json`, see `true_objects`.
     """
 
     def write(split: str, checkpoint: str, counts: Any) -> None:
         if not isinstance(counts, ScenePredictions) or not isinstance(dataset, DetectionDataset):
             return
         found = coco_detections(counts, category_ids=dataset.category_ids)
-        path = Path(workdir) / FOLDER / f"{split}-{checkpoint}.json"
-        on_primary(lambda: _write(path, found))
+        folder = Path(workdir) / FOLDER
+
+        def both() -> None:
+            _write(folder / f"{split}-truth.json", true_objects(counts, dataset, split))
+            _write(folder / f"{split}-{checkpoint}.json", found)
+
+        on_primary(both)
 
     return write
+
+
+def true_objects(counts: ScenePredictions, dataset: DetectionDataset, split: str) -> dict[str, Any]:
+    """Lists the images and objects of a split in COCO's layout, for detections to be told by.
+
+    Args:
+      counts: of the split's evaluation.
+      dataset: its data set.
+      split: the split.
+
+    Returns:
+      `images` with their file names, as the data set's annotations give them, `annotations`, and
+      `categories` with the ids of the data set's; areas are those of boxes.
+    """
+    content = coco_annotations(counts, class_names=dataset.info.class_names)
+    numbers, names = dataset.category_ids, _file_names(dataset.source(split))
+    for image in content["images"]:
+        image["file_name"] = names[image["id"]]
+    for one in content["annotations"]:
+        one["category_id"] = numbers[one["category_id"]]
+    for category in content["categories"]:
+        category["id"] = numbers[category["id"]]
+    return content
+
+
+def _file_names(source: Source) -> dict[int, str]:
+    """Names of images by id; those of a drawn data set, which has no files, are in its records."""
+    if isinstance(source, BoxSource):
+        return dict(zip(source.ids.tolist(), source.names, strict=True))
+    if isinstance(source, Subset):
+        names = _file_names(source.base)
+        return {number: names[number] for number in source.ids.tolist()}
+    examples = (source[index] for index in range(len(source)))
+    return {int(one["id"]): one["name"] for one in examples}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -173,6 +173,7 @@ def _timing(started: float, start: int, trainer: Any) -> dict[str, Any]:
         "seconds": round(time.monotonic() - started, 1),
         "resumed_from_step": start,
         "train_step_compilations": trainer.train_step.traces,
+        "evaluation_step_compilations": trainer.eval_step.traces,
     }
 
 
@@ -221,10 +222,12 @@ def render_summary(summary: dict[str, Any]) -> str:
         f"seed {summary['seed']}, {timing['seconds']:.0f} s{resumed}",
         results_table(summary["results"]),
     ]
-    if timing["train_step_compilations"] > 1:
+    # A run of an earlier version did not count those of evaluation.
+    counts = {step: timing.get(f"{step}_step_compilations", 0) for step in ("train", "evaluation")}
+    if max(counts.values()) > 1:
         lines.append(
-            f"{timing['train_step_compilations']} compilations of the training step, one for each "
-            "size of images"
+            f"{counts['train']} compilations of the training step, one for each size of images, "
+            f"and {counts['evaluation']} of that of evaluation"
         )
     if left_out:
         names = ", ".join(list(left_out)[:5]) + (", ..." if len(left_out) > 5 else "")

@@ -147,8 +147,8 @@ def weights_overlay(experiment: Experiment, method: Method, spec: Batch) -> Over
                 backbone=part,
                 head="head" if has_head else None,
                 reinit_head=experiment.pretrained.reinit_head,
-                # A method may take the first stages of another backbone alone.
-                truncated=part != "backbone",
+                # A method may take the first stages of another backbone alone, or of its own.
+                truncated=part != "backbone" or getattr(method, "ends_early", False),
             )
             say(str(notes))
         if experiment.pretrained.teacher:

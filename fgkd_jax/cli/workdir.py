@@ -1,6 +1,7 @@
 """A run's folder: whose it is, and what is in it."""
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import json
@@ -12,6 +13,7 @@ from typing import Any
 from fgkd_jax.cli.experiment import Experiment, experiment_to_dict, parse_experiment
 from fgkd_jax.cli.weights import say
 from fgkd_jax.errors import UserError
+from fgkd_jax.protocols import ChoosingMethod
 from fgkd_jax.train.processes import on_primary
 
 CONFIG_FILE = "config.json"
@@ -51,7 +53,7 @@ def check(workdir: str, experiment: Experiment) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"workdir {workdir} is a file; expected a folder")
     if (folder / CONFIG_FILE).exists():
-        _check_same(workdir, experiment_to_dict(read_experiment(workdir)), experiment)
+        _check_same(workdir, read_experiment(workdir), experiment)
         return
     present = sorted(path.name for path in folder.glob("*") if not path.name.startswith("."))
     if present:
@@ -163,10 +165,8 @@ def write_json(path: Path, values: Mapping[str, Any] | Sequence[Any]) -> None:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def _check_same(workdir: str, before: dict[str, Any], experiment: Experiment) -> None:
-    # Through JSON, so that tuples and lists compare equal.
-    old = flatten(json.loads(json.dumps(before)))
-    new = flatten(json.loads(json.dumps(experiment_to_dict(experiment))))
+def _check_same(workdir: str, before: Experiment, experiment: Experiment) -> None:
+    old, new = _options(before), _options(experiment)
     for name in sorted(old.keys() | new.keys()):
         if name.startswith(MAY_CHANGE) or old.get(name) == new.get(name):
             continue
@@ -174,6 +174,15 @@ def _check_same(workdir: str, before: dict[str, Any], experiment: Experiment) ->
             f"workdir {workdir} holds a run of another config: {name} is {old.get(name)!r} there "
             f"and {new.get(name)!r} here; expected the same config or another --workdir"
         )
+
+
+def _options(experiment: Experiment) -> dict[str, Any]:
+    """Options by name; what is chosen where it is None is as if it had been given."""
+    method = experiment.method
+    if isinstance(method, ChoosingMethod):
+        experiment = dataclasses.replace(experiment, method=method.chosen())
+    # Through JSON, so that tuples and lists compare equal.
+    return flatten(json.loads(json.dumps(experiment_to_dict(experiment))))
 
 
 def flatten(values: Mapping[str, Any], *, prefix: str = "") -> dict[str, Any]:

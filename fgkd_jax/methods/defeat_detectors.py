@@ -39,7 +39,7 @@ class DefeatFasterRCNN(Decoupled, FasterRCNN):
     @property
     def object_levels(self) -> tuple[int, float]:
         """Levels that have objects, and the `base_size` of `pyramid_levels`: those of regions."""
-        return len(self.pyramid_stages), self.region_scale * self.strides[0]
+        return len(self.stages), self.region_scale * self.strides[0]
 
     @override
     def taught_losses(

@@ -5,6 +5,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
+from typing_extensions import override
+
 from fgkd_jax.errors import UserError, nearest
 from fgkd_jax.methods.detector import Detector, stage_strides
 from fgkd_jax.methods.teaching_masks import MASKS
@@ -72,7 +74,7 @@ class DecoupledOptions(Detector, abc.ABC):
         if self.adapter_size < 1 or self.adapter_size % 2 == 0:
             self._refuse("adapter_size", "an odd number above 0")
         self._check_least(0, "adapter_std")
-        last = self.pyramid_stages[-1]
+        last = self.stages[-1]
         if not all(self.frozen_stages <= index <= last for index in self.compared_stages):
             self._refuse("compared_stages", f"stages from {self.frozen_stages}, trained, to {last}")
         names = self._student_options()
@@ -115,6 +117,14 @@ class DecoupledOptions(Detector, abc.ABC):
         given = {k: tuple(v) if isinstance(v, list) else v for k, v in self.teacher.items()}
         options = {**self._student_options(), **given, "num_classes": self.num_classes}
         return self.student_class(**options)
+
+    @override
+    def chosen(self) -> "DecoupledOptions":
+        stages, teacher = self.teaching.stages, dict(self.teacher)
+        if stages != self.stages:
+            # Given to the student, they would be the teacher's too.
+            teacher["pyramid_stages"] = stages
+        return dataclasses.replace(self, pyramid_stages=self.stages, teacher=teacher)
 
     def _student_options(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self.student_class)}

@@ -57,7 +57,8 @@ class Detector(ImageOptions, abc.ABC):
       backbone: `name` of a backbone and its options, see `fgkd_jax.models.backbones`. By default
         batch norms keep the statistics that they were pretrained with.
       frozen_stages: leading backbone stages, the stem among them, that are not trained.
-      pyramid_stages: of the backbone, from fine to coarse, that the pyramid reads.
+      pyramid_stages: of the backbone, from fine to coarse, that the pyramid reads; None: of each
+        stride of `pyramid_strides` that the backbone has, the deepest stage.
       pyramid_features: channels of the pyramid.
       anchor_scale: side of the smallest anchor of a level, in strides of that level.
       anchor_octaves: sizes of anchors per level, evenly spread over one octave.
@@ -69,13 +70,14 @@ class Detector(ImageOptions, abc.ABC):
     """
 
     task: ClassVar[str] = "detection"
+    pyramid_strides: ClassVar[tuple[int, ...]] = (4, 8, 16, 32)
 
     num_classes: int | None = None
     backbone: Mapping[str, Any] = dataclasses.field(
         default_factory=lambda: {"name": "resnet50", "frozen_norm": "."}
     )
     frozen_stages: int = 2
-    pyramid_stages: tuple[int, ...] = (1, 2, 3, 4)
+    pyramid_stages: tuple[int, ...] | None = None
     pyramid_features: int = 256
     anchor_scale: float = 8.0
     anchor_octaves: int = 1
@@ -86,7 +88,7 @@ class Detector(ImageOptions, abc.ABC):
     max_detections: int = 100
 
     def __post_init__(self) -> None:
-        count, stages = backbone_from(self.backbone).num_stages, self.pyramid_stages
+        count, stages = backbone_from(self.backbone).num_stages, self.stages
         rising = bool(stages) and stages == tuple(sorted(set(stages)))
         if not rising or stages[0] < 0 or stages[-1] >= count:
             self._refuse("pyramid_stages", f"rising numbers from 0 to {count - 1}")
@@ -119,6 +121,35 @@ class Detector(ImageOptions, abc.ABC):
         """The Linen module behind the method."""
 
     @property
+    def stages(self) -> tuple[int, ...]:
+        """Stages of the backbone that the pyramid reads: those given, or those chosen."""
+        if self.pyramid_stages is not None:
+            return self.pyramid_stages
+        strides = stage_strides(backbone_from(self.backbone))
+        deepest = {stride: index for index, stride in enumerate(strides)}
+        found = tuple(deepest[stride] for stride in self.pyramid_strides if stride in deepest)
+        if not found:
+            raise UserError(
+                f"pyramid_stages is None, but the strides of the backbone's stages are {strides}; "
+                f"expected one of {', '.join(map(str, self.pyramid_strides))} among them, or "
+                "numbers of stages"
+            )
+        return found
+
+    @property
+    def ends_early(self) -> bool:
+        """Whether the backbone is not run to its last stage, which then has no variables."""
+        return self.stages[-1] < backbone_from(self.backbone).num_stages - 1
+
+    def chosen(self) -> "Detector":
+        """Gives the options that are chosen where they are None.
+
+        Returns:
+          The same detector, with `pyramid_stages`.
+        """
+        return dataclasses.replace(self, pyramid_stages=self.stages)
+
+    @property
     def anchors_per_cell(self) -> int:
         """Anchors of a cell."""
         return self.anchor_octaves * len(self.anchor_ratios)
@@ -127,7 +158,7 @@ class Detector(ImageOptions, abc.ABC):
     def strides(self) -> tuple[int, ...]:
         """Pixels from one cell to the next, of every level."""
         network = self.network
-        strides = [stage_strides(network.backbone)[index] for index in self.pyramid_stages]
+        strides = [stage_strides(network.backbone)[index] for index in self.stages]
         for _ in range(network.extra_levels):
             strides.append(2 * strides[-1])
         return tuple(strides)

@@ -76,7 +76,7 @@ class FasterRCNN(Detector):
     def network(self) -> RegionNetwork:
         return RegionNetwork(
             backbone=backbone_from(self.backbone),
-            stages=self.pyramid_stages,
+            stages=self.stages,
             frozen_stages=self.frozen_stages,
             features=self.pyramid_features,
             extra_levels=1,
@@ -129,7 +129,7 @@ class FasterRCNN(Detector):
         Returns:
           Logits `[b p k+1]`, the background last, and box codes `[b p k 4]`.
         """
-        count = len(self.pyramid_stages)
+        count = len(self.stages)
         strides = self.strides[:count]
         places = pyramid_levels(boxes, num_levels=count, base_size=self.region_scale * strides[0])
         cells = pyramid_roi_align(

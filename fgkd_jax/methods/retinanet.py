@@ -7,6 +7,7 @@ and class.
 
 import dataclasses
 from functools import partial
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,8 @@ class RetinaNet(Detector):
       candidates: anchors of each level that compete.
     """
 
-    pyramid_stages: tuple[int, ...] = (2, 3, 4)
+    pyramid_strides: ClassVar[tuple[int, ...]] = (8, 16, 32)
+
     anchor_scale: float = 4.0
     anchor_octaves: int = 3
     extra_levels: int = 2
@@ -61,7 +63,7 @@ class RetinaNet(Detector):
     def network(self) -> RetinaNetwork:
         return RetinaNetwork(
             backbone=backbone_from(self.backbone),
-            stages=self.pyramid_stages,
+            stages=self.stages,
             frozen_stages=self.frozen_stages,
             features=self.pyramid_features,
             extra_levels=self.extra_levels,

@@ -1,6 +1,7 @@
 """DeFeat through the commands: teacher, file, student, what ships, teachers that are refused."""
 
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -18,6 +19,9 @@ PLAIN = {"name": "faster_rcnn", "backbone": TINY, "frozen_stages": 0, "pyramid_s
          "proposal_features": 8, "region_features": 8, "region_size": 2, "anchor_samples": 8,
          "region_samples": 8, "train_candidates": 10, "candidates": 10,
          "proposals": 5}  # fmt: skip
+DENSE = {"name": "retinanet", "backbone": TINY, "frozen_stages": 0, "pyramid_stages": (1, 2),
+         "pyramid_features": 8, "max_detections": 5, "score_threshold": 0.001, "extra_levels": 0,
+         "head_features": 8, "head_depth": 1, "anchor_octaves": 1, "candidates": 20}  # fmt: skip
 WIDE = {"backbone": {**TINY, "width": 6}, "pyramid_features": 12}
 CONFIG = """
 from ml_collections import ConfigDict
@@ -60,16 +64,26 @@ def folder(tmp_path_factory):
     write_split(root, "test", first=200)
     taught = {**PLAIN, "name": "defeat_faster_rcnn", "teacher": WIDE, "compared_stages": (2,)}
     deep = {**taught, "teacher": {**WIDE, "backbone": {**WIDE["backbone"], "bottleneck": True}}}
-    dense = {"name": "defeat_retinanet", "backbone": TINY, "frozen_stages": 0,
-             "pyramid_stages": (1, 2), "teacher": {}}  # fmt: skip
-    methods = {"teacher": {**PLAIN, **WIDE}, "student": taught, "alone": PLAIN, "dense": dense}
-    methods["deep"] = deep
+    dense = {**DENSE, "name": "defeat_retinanet", "teacher": WIDE, "compared_stages": (2,)}
+    methods = {"teacher": {**PLAIN, **WIDE}, "student": taught, "alone": PLAIN, "dense": dense,
+               "dense_teacher": {**DENSE, **WIDE}, "deep": deep}  # fmt: skip
     for name, method in methods.items():
         (root / f"{name}.py").write_text(CONFIG % (method, str(root)))
-    run = str(root / "teacher")
-    assert main(["train", "--config", str(root / "teacher.py"), "--workdir", run]) == 0
-    assert main(["export", "--workdir", run, "--output", str(root / "t.safetensors")]) == 0
+    train_teacher(root, "teacher", "t.safetensors")
     return root
+
+
+def train_teacher(root, config, file):
+    run = str(root / config)
+    assert main(["train", "--config", str(root / f"{config}.py"), "--workdir", run]) == 0
+    assert main(["export", "--workdir", run, "--output", str(root / file)]) == 0
+
+
+@pytest.fixture(scope="module")
+def dense_folder(folder):
+    """The same with a RetinaNet in a file."""
+    train_teacher(folder, "dense_teacher", "d.safetensors")
+    return folder
 
 
 def train(folder, workdir, teacher, config="student", overrides=()):
@@ -114,6 +128,37 @@ def test_a_student_is_trained_and_exported_as_a_plain_detector(
 def refused(capsys, status):
     assert status == 2
     return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("config", "file"), [("student", "t.safetensors"), ("dense", "d.safetensors")]
+)
+def test_a_student_resumes_with_its_teacher_alone(dense_folder, tmp_path, capsys, config, file):
+    folder, teacher = dense_folder, dense_folder / file
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    each = ["checkpoint.every_steps=1"]
+    assert train(folder, whole, teacher, config, each) == 0
+    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    taught = [row for row in rows if row["split"] == "train"]
+    assert len(taught) == 2
+    for part in ("head_object", "neck_background_0", "stage_object_2"):
+        assert all(row[f"loss/{part}"] > 0 for row in taught), part
+
+    shutil.copytree(whole, resumed)
+    (resumed / "summary.json").unlink()
+    (resumed / "detections" / "test-last.json").unlink()
+    shutil.rmtree(resumed / "checkpoints" / "last" / "2")
+    arrays, metadata = load_arrays(teacher), load_metadata(teacher)
+    other, moved = tmp_path / "other.npz", tmp_path / "moved.safetensors"
+    save_arrays(other, {name: array + 1 for name, array in arrays.items()}, metadata=metadata)
+    line = refused(capsys, train(folder, resumed, other, config, each))
+    assert "step 1 was made with another weights sha256 of teacher" in line
+
+    # The same teacher under another name is the same teacher.
+    shutil.copy(teacher, moved)
+    assert train(folder, resumed, moved, config, each) == 0
+    for name in ("metrics.jsonl", "detections/test-last.json"):
+        assert (resumed / name).read_bytes() == (whole / name).read_bytes(), name
 
 
 def test_wrong_teachers_are_told_in_one_line(folder, tmp_path, capsys):
@@ -320,6 +365,8 @@ def test_imitation_weighs_as_much_as_both_parts_together(name):
         ("faster_rcnn_coco", "Faster R-CNN, ResNet-50, COCO 2017, 12 epochs"),
         ("faster_rcnn_coco:resnet152", "Faster R-CNN, ResNet-152, COCO 2017, 12 epochs"),
         ("retinanet_coco:resnet101", "RetinaNet, ResNet-101, COCO 2017, 12 epochs"),
+        ("faster_rcnn_coco:resnet18", "Faster R-CNN, ResNet-18, COCO 2017, 12 epochs"),
+        ("retinanet_coco:resnet34", "RetinaNet, ResNet-34, COCO 2017, 12 epochs"),
         ("faster_rcnn_voc:resnet101", "Faster R-CNN, ResNet-101, VOC 2007 + 2012"),
         ("defeat_faster_rcnn_coco", "Faster R-CNN, ResNet-50 from ResNet-152, DeFeat, COCO"),
         ("defeat_faster_rcnn_coco:resnet101,object", "ResNet-50 from ResNet-101, imitation on"),
@@ -336,3 +383,30 @@ def test_titles_name_the_networks(name, title):
         networks.append(method.teacher["backbone"]["name"])
     told = [f"ResNet-{network.removeprefix('resnet')}" for network in networks]
     assert " from ".join(told) in experiment.report.title
+
+
+STUDENT, TEACHER = "method.backbone.name", "method.teacher.backbone.name"
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "title"),
+    [
+        ("faster_rcnn_coco", {STUDENT: "resnet18"}, "Faster R-CNN, ResNet-18, COCO 2017, 12 epo"),
+        ("retinanet_coco", {STUDENT: "mobilenet_v2"}, "RetinaNet, MobileNetV2, COCO 2017, 12"),
+        ("faster_rcnn_folder", {STUDENT: "vgg16_bn"}, "Faster R-CNN, vgg16_bn, a folder with"),
+        ("faster_rcnn_coco", {STUDENT: "resnet18", "report.title": "Mine"}, "Mine"),
+        ("defeat_faster_rcnn_coco", {STUDENT: "resnet18"}, "ResNet-18 from ResNet-152, DeFeat"),
+        ("defeat_retinanet_coco", {TEACHER: "resnet50"}, "ResNet-50 from ResNet-50, DeFeat"),
+        (
+            "defeat_faster_rcnn_coco",
+            {STUDENT: "resnet152", TEACHER: "resnet34"},
+            "Faster R-CNN, ResNet-152 from ResNet-34, DeFeat",
+        ),
+        ("classify_imagenet", {STUDENT: "resnet18"}, "resnet18, 224 x 224"),
+    ],
+)
+def test_titles_name_the_networks_that_are_given_instead(name, overrides, title):
+    options = [f"--config.{option}={value}" for option, value in overrides.items()]
+    found = load_config(name, options).report.title
+    assert title in found
+    assert load_config(name, ["--config.seed=1"]).report.title == load_config(name).report.title

@@ -98,13 +98,14 @@ def test_a_run_compiles_once_for_each_size_of_images(trained, capsys):
     assert (compilations[0], compilations[-1]) == (1, len(BUCKETS))
     summary = json.loads((workdir / "summary.json").read_text())
     assert summary["timing"]["train_step_compilations"] == len(BUCKETS)
+    assert summary["timing"]["evaluation_step_compilations"] == len(BUCKETS)
 
 
 def test_a_run_says_how_often_it_compiled(trained, scenes, capsys):
     workdir, kind = trained
     assert train(scenes, kind, workdir) == 0
     out, error = capsys.readouterr()
-    assert "2 compilations of the training step, one for each size of images" in out
+    assert "2 compilations of the training step, one for each size of images, and 2 of that" in out
     assert "note: method.frozen_stages is 1, but pretrained.path is empty" in error
 
 
@@ -142,7 +143,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(trained, scenes, tmp_path):
         assert first == again, name
 
 
-def test_eval_agrees_and_writes_what_was_found(trained, capsys):
+def test_eval_agrees_and_writes_what_was_found(trained, scenes, capsys):
     workdir, _ = trained
     summary = json.loads((workdir / "summary.json").read_text())
     (result,) = summary["results"]
@@ -159,6 +160,16 @@ def test_eval_agrees_and_writes_what_was_found(trained, capsys):
     assert got["figures"] == pytest.approx(result["figures"], rel=1e-4, abs=1e-6)
     found = json.loads(file.read_text())
     assert len(found) == len(before) > 0
+    truth = json.loads((file.parent / "test-truth.json").read_text())
+    assert [(one["id"], one["file_name"]) for one in truth["images"]] == [
+        (101, "0.png"), (102, "1.png"), (103, "2.png")
+    ]  # fmt: skip
+    given = json.loads((scenes / "instances_test.json").read_text())
+    assert truth["categories"] == given["categories"]
+    assert len(truth["annotations"]) == len(given["annotations"]) > 0
+    for one, other in zip(truth["annotations"], given["annotations"], strict=True):
+        assert all(one[key] == other[key] for key in ("image_id", "category_id", "iscrowd"))
+        np.testing.assert_allclose(one["bbox"], other["bbox"], atol=1e-3)
     sizes = {101: (64, 48), 102: (20, 30), 103: (32, 24)}
     for one in found:
         width, height = sizes[one["image_id"]]
@@ -221,14 +232,102 @@ def test_a_detector_goes_into_a_file_and_back(trained, tmp_path, capsys):
     assert "--names" in capsys.readouterr().err
 
 
+def initial_variables(config, *overrides):
+    import jax
+
+    from fgkd_jax.cli.session import open_data, open_run
+    from fgkd_jax.train.loop import Trainer
+
+    experiment = load_config(str(config), overrides)
+    trainer = Trainer(open_run(experiment, dataset=open_data(experiment)))
+    return jax.device_get(trainer.initial_state().variables())
+
+
+def test_chosen_stages_are_those_that_an_earlier_run_was_given(trained, scenes):
+    from fgkd_jax.cli.workdir import check
+    from fgkd_jax.errors import UserError
+
+    workdir, kind = trained
+    chosen = load_config(str(scenes / f"{kind}.py"), ["--config.method.pyramid_stages=None"])
+    if chosen.method.stages == (1, 2):
+        check(str(workdir), chosen)
+    else:
+        with pytest.raises(UserError, match=r"pyramid_stages is \[1, 2\] there and \[2\] here"):
+            check(str(workdir), chosen)
+
+
+CONTRAST = """
+from ml_collections import ConfigDict
+
+
+def get_config():
+    return ConfigDict({
+        "method": {"name": "lmcl", "networks": (%r, %r), "embedding_size": 4, "meta_every": 0},
+        "data": {"dataset": "image_folder", "data_dir": %r, "image_size": 16,
+                 "train_geometry": "resize", "eval_geometry": "resize", "images_per_class": 2},
+        "optim": {"name": "sgd", "learning_rate": 0.05},
+        "train": {"steps": 1, "batch_size": 4, "eval_batch_size": 8, "tensorboard": "off"},
+        "mesh": {"data": 1},
+    })
+"""
+
+
+def test_a_detector_starts_from_a_network_that_learned_by_mutual_contrast(
+    scenes, photographs, tmp_path, capsys
+):
+    from flax.traverse_util import flatten_dict
+
+    from fgkd_jax.train.weight_files import load_arrays
+
+    wider = {**TINY, "width": 6}
+    config, run, path = tmp_path / "lmcl.py", tmp_path / "run", tmp_path / "network.safetensors"
+    config.write_text(CONTRAST % (TINY, wider, str(photographs)))
+    assert main(["train", "--config", str(config), "--workdir", str(run)]) == 0
+    command = ["export", "--workdir", str(run), "--network", "1", "--output", str(path)]
+    assert main(command) == 0
+    there = {name: x for name, x in load_arrays(path).items() if "/backbone/" in name}
+    for kind in ("dense", "regions"):
+        options = (f"pretrained.path={path}", "method.backbone.width=6",
+                   "method.pyramid_stages=None")  # fmt: skip
+        started = initial_variables(scenes / f"{kind}.py", *(f"--config.{o}" for o in options))
+        flat = flatten_dict(started, sep="/")
+        ours = {name: x for name, x in flat.items() if "/backbone/" in name}
+        assert ours.keys() == there.keys()
+        for name, array in there.items():
+            np.testing.assert_array_equal(ours[name], array, err_msg=name)
+        assert "of the file unused" in capsys.readouterr().err  # its classifier
+
+
+def test_a_backbone_that_ends_early_starts_from_a_whole_classifier(scenes, tmp_path, capsys):
+    import jax
+
+    from fgkd_jax.methods import Classifier
+    from fgkd_jax.train.pretrained import named_arrays
+    from fgkd_jax.train.weight_files import save_arrays
+
+    deeper = {**TINY, "strides": (1, 2, 2), "stage_sizes": (1, 1, 1), "dilations": (1, 1, 1)}
+    image = {"image": jax.numpy.zeros((1, 32, 32, 3), np.uint8)}
+    classifier = Classifier(num_classes=5, backbone=deeper)
+    there = jax.device_get(jax.jit(classifier.init)(jax.random.key(7), image))
+    path = tmp_path / "classifier.npz"
+    save_arrays(path, named_arrays(there), metadata={})
+    longer = ("strides=(1,2,2)", "stage_sizes=(1,1,1)", "dilations=(1,1,1)")
+    overrides = [f"--config.method.backbone.{one}" for one in longer]
+    overrides.append(f"--config.pretrained.path={path}")
+    started = initial_variables(scenes / "dense.py", *overrides)
+    assert " of the file unused" in capsys.readouterr().err
+    for collection in ("params", "batch_stats"):
+        ours, theirs = started[collection]["backbone"], dict(there[collection]["backbone"])
+        assert set(theirs) - set(ours) == {"stage3"}
+        del theirs["stage3"]
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
 @pytest.mark.parametrize("kind", ["dense", "regions"])
 def test_a_backbone_starts_from_an_exported_classifier(scenes, tmp_path, kind):
     import jax
 
-    from fgkd_jax.cli.config import load_config
-    from fgkd_jax.cli.session import open_data, open_run
     from fgkd_jax.methods import Classifier
-    from fgkd_jax.train.loop import Trainer
     from fgkd_jax.train.pretrained import named_arrays
     from fgkd_jax.train.weight_files import save_arrays
 
@@ -237,9 +336,7 @@ def test_a_backbone_starts_from_an_exported_classifier(scenes, tmp_path, kind):
     there = jax.device_get(jax.jit(classifier.init)(jax.random.key(7), image))
     path = str(tmp_path / "classifier.npz")
     save_arrays(path, named_arrays(there), metadata={})
-    experiment = load_config(str(scenes / f"{kind}.py"), [f"--config.pretrained.path={path}"])
-    trainer = Trainer(open_run(experiment, dataset=open_data(experiment)))
-    variables = jax.device_get(trainer.initial_state().variables())
+    variables = initial_variables(scenes / f"{kind}.py", f"--config.pretrained.path={path}")
     for collection in ("params", "batch_stats"):
         ours, theirs = variables[collection]["backbone"], there[collection]["backbone"]
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)
@@ -335,6 +432,21 @@ def test_a_nan_is_reported_with_its_examples(scenes, tmp_path, capsys):
     status = train(scenes, "dense", tmp_path / "run", "--config.optim.learning_rate=1e30")
     assert status == 1
     assert "not finite in the" in capsys.readouterr().err
+
+
+def test_two_hundred_images_of_mixed_sizes_compile_once_for_each_bucket(tmp_path):
+    sides = np.random.default_rng(0).integers(20, 60, (2, 200, 2)).tolist()
+    for split, sizes in zip(("train", "test"), sides, strict=True):
+        write_split(tmp_path, split, sizes, first=1)
+    buckets = ((16, 32), (32, 16), (24, 24))
+    method = {**DENSE, "score_threshold": 0.5}
+    (tmp_path / "mixed.py").write_text(CONFIG % (method, str(tmp_path), buckets, 100))
+    run = tmp_path / "run"
+    assert train(tmp_path, "mixed", run) == 0  # 100 steps of 2 images: a pass over all of them
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["results"][0]["figures"]["examples"] == 200
+    for step in ("train", "evaluation"):
+        assert summary["timing"][f"{step}_step_compilations"] == len(buckets)
 
 
 def test_two_hundred_images_of_mixed_sizes_come_in_as_many_shapes_as_buckets(tmp_path):

@@ -70,15 +70,20 @@ def test_the_released_neck_loss(shared, case):
     np.testing.assert_allclose(sum(found), golden[f"{case}__loss"], rtol=1e-5)
     grads = jax.jit(jax.grad(lambda *a: sum(losses(*a)), (0, 1, 2)))(*arguments)
     for level in levels:
-        ours = grads[0][level].transpose(0, 3, 1, 2)
-        np.testing.assert_allclose(ours, golden[f"{case}__gradS_l{level}"], rtol=1e-4, atol=1e-7)
+        check_gradient(grads[0][level].transpose(0, 3, 1, 2), golden[f"{case}__gradS_l{level}"])
         if adapted:
             kernel = grads[1][level].transpose(3, 2, 0, 1)
-            expected = golden[f"{case}__gradW_l{level}"]
-            np.testing.assert_allclose(kernel, expected, rtol=1e-4, atol=1e-6)
-            np.testing.assert_allclose(
-                grads[2][level], golden[f"{case}__gradB_l{level}"], rtol=1e-4, atol=1e-6
-            )
+            check_gradient(kernel, golden[f"{case}__gradW_l{level}"])
+            check_gradient(grads[2][level], golden[f"{case}__gradB_l{level}"])
+
+
+def check_gradient(found, expected):
+    """To 1e-5, and of sums that nearly cancel, to 2e-6 of the largest.
+
+    The released gradients are sums in float32: where they nearly cancel, gradients in float64
+    differ from them as much as these, up to 1e-6 of the largest.
+    """
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-6 * np.abs(expected).max())
 
 
 def test_the_mask_of_a_backbone_stage_by_loops():

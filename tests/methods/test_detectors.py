@@ -11,7 +11,7 @@ import pytest
 from fgkd_jax.cli.batch_spec import scene_spec
 from fgkd_jax.errors import UserError
 from fgkd_jax.evaluation.detection import overlaps
-from fgkd_jax.methods import FasterRCNN, RetinaNet
+from fgkd_jax.methods import DefeatFasterRCNN, DefeatRetinaNet, FasterRCNN, RetinaNet
 from fgkd_jax.methods.detector import image_sizes
 from fgkd_jax.ops import RETINA_RULE
 from fgkd_jax.protocols import Exportable, Method
@@ -326,9 +326,20 @@ def test_scores_that_are_too_low_are_left_out(kind, variables, batch):
     assert (found["boxes"] == 0).all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+TEACHER = {"backbone": {**TINY, "width": 6}, "pyramid_features": 12}
+TAUGHT = {
+    f"{kind} taught": make(
+        **{f.name: getattr(METHODS[kind], f.name) for f in dataclasses.fields(METHODS[kind])},
+        teacher=TEACHER,
+        compared_stages=(1, 2),
+    )
+    for kind, make in (("dense", DefeatRetinaNet), ("regions", DefeatFasterRCNN))
+}
+
+
+@pytest.mark.parametrize("kind", [*METHODS, *TAUGHT])
 def test_eight_devices_train_as_one(kind):
-    method, batch = METHODS[kind], make_batch(size=8)
+    method, batch = {**METHODS, **TAUGHT}[kind], make_batch(size=8)
     spec = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}
     params = abstract_variables(method, spec)["params"]
     options = OptimOptions(name="sgd", learning_rate=0.01, schedule="constant")
@@ -393,6 +404,42 @@ def test_bad_options_are_told_in_one_line(kind, options, message):
     with pytest.raises(UserError, match=message) as caught:
         dataclasses.replace(METHODS[kind], **options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "regions", "dense"),
+    [
+        ({"name": "resnet18"}, (1, 2, 3, 4), (2, 3, 4)),
+        ({"name": "resnet50"}, (1, 2, 3, 4), (2, 3, 4)),
+        # The stem of the one ends at stride 4; two stages of the other are of stride 32.
+        ({"name": "shufflenet_v2_x1_0"}, (0, 1, 2, 3), (1, 2, 3)),
+        ({"name": "mobilenet_v2"}, (1, 2, 3, 5), (2, 3, 5)),
+        ({"name": "vgg16_bn"}, (1, 2, 3, 4), (2, 3, 4)),
+        ({"name": "resnet_narrow", "strides": (2, 2, 2, 2)}, (2, 3, 4), (3, 4)),
+        ({"name": "cifar_resnet20"}, (3,), None),
+    ],
+)
+def test_a_pyramid_reads_the_deepest_stage_of_each_stride(backbone, regions, dense):
+    for kind, expected in (("regions", regions), ("dense", dense)):
+        options = {"backbone": backbone, "pyramid_stages": None}
+        if expected is None:
+            with pytest.raises(UserError, match=r"are .1, 1, 2, 4.; expected one of 8, 16, 32 am"):
+                dataclasses.replace(METHODS[kind], **options)
+            continue
+        method = dataclasses.replace(METHODS[kind], **options)
+        assert method.stages == method.network.stages == expected
+        assert not method.ends_early
+        assert method.chosen() == dataclasses.replace(method, pyramid_stages=expected)
+        given = dataclasses.replace(method, pyramid_stages=(1, 2))
+        assert given.stages == given.chosen().pyramid_stages == (1, 2)
+        assert given.ends_early
+
+
+def test_a_teacher_chooses_stages_of_its_own_backbone():
+    options = {"teacher": {"backbone": {"name": "shufflenet_v2_x0_5"}}, "pyramid_stages": None}
+    method = DefeatFasterRCNN(num_classes=CLASSES, backbone={"name": "resnet18"}, **options)
+    assert method.stages == (1, 2, 3, 4)
+    assert method.teaching.stages == method.chosen().teaching.stages == (0, 1, 2, 3)
 
 
 def test_only_the_one_network_is_exported(variables):

@@ -1,4 +1,9 @@
-"""Both detectors learn a few photographs by heart: everything between pixels and AP must fit."""
+"""Both detectors learn a few photographs by heart: everything between pixels and AP must fit.
+
+Photographs with a box of which a side is less than 64 of their 512 pixels are left out: at a size
+of 128 that is less than 16 pixels, half a side of RetinaNet's smallest anchors, which are 8 pixels
+apart. What is shown is that the parts fit together, not how small a thing is found.
+"""
 
 import json
 import os
@@ -9,11 +14,12 @@ import pytest
 
 from fgkd_jax.cli.experiment import parse_experiment
 from fgkd_jax.cli.session import open_data, open_run
+from fgkd_jax.evaluation.coco import coco_is_installed
 from fgkd_jax.train.loop import Trainer
 from fgkd_jax.train.sharding import put_batch
 
 SIDE, IMAGES, STEPS = 128, 8, 60
-LEAST_SIDE = 64  # of the boxes in photographs of 512 pixels
+LEAST_SIDE = 64  # of the boxes, in pixels of the photographs, see above
 NARROW = {
     "backbone": {"name": "resnet_narrow", "stem": "imagenet", "strides": (1, 2, 2, 2)},
     "frozen_stages": 0, "pyramid_features": 32,
@@ -30,7 +36,7 @@ METHODS = {
 
 @pytest.fixture(scope="module")
 def few(shared, tmp_path_factory):
-    """The first photographs of `coco128` without small objects."""
+    """The first photographs of `coco128` without small boxes."""
     source = shared / "data" / "coco128"
     if not source.is_dir():
         pytest.skip(f"needs {source}")
@@ -84,4 +90,5 @@ def test_it_learns_eight_photographs_by_heart(few, kind):
         state, _ = trainer.train_step(state, batch)
     figures = trainer.evaluate(state, "train")
     assert figures["examples"] == IMAGES
-    assert figures["voc_AP50"] > 0.9
+    for name in ("AP50", "voc_AP50") if coco_is_installed() else ("voc_AP50",):
+        assert figures[name] > 0.9, name

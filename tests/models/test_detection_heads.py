@@ -119,7 +119,9 @@ def check_losses(golden, losses, sizes):
 def check_gradients(golden, grads):
     for level, grad in enumerate(grads):
         expected = golden[f"gradfeat_l{level}"].transpose(0, 2, 3, 1)
-        np.testing.assert_allclose(grad, expected, rtol=1e-4, atol=1e-5)
+        # Sums in float32, also those of the reference: nearly nothing is left of some.
+        nothing = 2e-6 * np.abs(expected).max()
+        np.testing.assert_allclose(grad, expected, rtol=1e-5, atol=nothing)
 
 
 def check_detections(golden, found):
@@ -276,7 +278,7 @@ def test_the_head_on_regions_of_the_reference(shared):
         return head.apply({"params": params}, regions)
 
     logits, deltas = predict(features, targets.boxes)
-    np.testing.assert_allclose(logits[kept], golden["cls_score"], rtol=1e-5, atol=2e-5)
+    np.testing.assert_allclose(logits[kept], golden["cls_score"], **CLOSE)
     np.testing.assert_allclose(deltas[kept].reshape(-1, 20), golden["bbox_pred"], **CLOSE)
 
     def losses(features):

@@ -103,26 +103,13 @@ def run_experiment(experiment: Any, *, workdir: str, job: Any = None) -> dict[st
     """
     from fgkd_jax.cli import results, session
     from fgkd_jax.cli import workdir as folder
-    from fgkd_jax.cli.measurable import check_tools
-    from fgkd_jax.cli.processes import check_processes, check_same_weights, open_same_data
-    from fgkd_jax.cli.teachers import check_teacher
-    from fgkd_jax.cli.weights import check_files, check_words, tell_frozen
+    from fgkd_jax.cli.weights import check_words
     from fgkd_jax.train.distributed import Job
     from fgkd_jax.train.loop import Trainer, fit
     from fgkd_jax.train.processes import on_primary
 
     started, job = time.monotonic(), job or Job()
-    check_processes(experiment, workdir=workdir)
-    on_primary(lambda: folder.check(workdir, experiment))
-    check_files(experiment)
-    if experiment.checkpoint.keep_best:
-        decisive = experiment.checkpoint.best_metric
-        check_tools(experiment, (decisive,), option="checkpoint.best_metric")
-    check_same_weights(experiment)
-    dataset = open_same_data(experiment)
-    session.check_batches(experiment, dataset)
-    check_teacher(experiment, dataset)
-    tell_frozen(experiment)
+    dataset = _checked_data(experiment, workdir)
     trainer = Trainer(session.open_run(experiment, dataset=dataset))
     initial = trainer.initial_state()
     images = trainer.run.feed
@@ -165,6 +152,30 @@ def run_experiment(experiment: Any, *, workdir: str, job: Any = None) -> dict[st
         }
     on_primary(lambda: folder.write_json(Path(workdir) / folder.SUMMARY_FILE, summary))
     return summary
+
+
+def _checked_data(experiment: Any, workdir: str) -> Any:
+    """Opens the data set, once all that can be told before anything is compiled has been."""
+    from fgkd_jax.cli import session
+    from fgkd_jax.cli import workdir as folder
+    from fgkd_jax.cli.measurable import check_tools
+    from fgkd_jax.cli.processes import check_processes, check_same_weights, open_same_data
+    from fgkd_jax.cli.teachers import check_teacher
+    from fgkd_jax.cli.weights import check_files, tell_frozen
+    from fgkd_jax.train.processes import on_primary
+
+    check_processes(experiment, workdir=workdir)
+    on_primary(lambda: folder.check(workdir, experiment))
+    check_files(experiment)
+    if experiment.checkpoint.keep_best:
+        decisive = experiment.checkpoint.best_metric
+        check_tools(experiment, (decisive,), option="checkpoint.best_metric")
+    check_same_weights(experiment)
+    dataset = open_same_data(experiment)
+    session.check_batches(experiment, dataset)
+    check_teacher(experiment, dataset)
+    tell_frozen(experiment)
+    return dataset
 
 
 def _timing(started: float, start: int, trainer: Any) -> dict[str, Any]:

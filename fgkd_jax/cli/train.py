@@ -103,7 +103,7 @@ def run_experiment(experiment: Any, *, workdir: str, job: Any = None) -> dict[st
     """
     from fgkd_jax.cli import results, session
     from fgkd_jax.cli import workdir as folder
-    from fgkd_jax.cli.measurable import check_tools
+    from fgkd_jax.cli.measurable import check_best
     from fgkd_jax.cli.processes import check_processes, open_same_data
     from fgkd_jax.cli.teachers import check_teacher
     from fgkd_jax.cli.weights import check_files, check_words, tell_frozen
@@ -115,16 +115,13 @@ def run_experiment(experiment: Any, *, workdir: str, job: Any = None) -> dict[st
     check_processes(experiment, workdir=workdir)
     on_primary(lambda: folder.check(workdir, experiment))
     check_files(experiment)
-    if experiment.checkpoint.keep_best:
-        decisive = experiment.checkpoint.best_metric
-        check_tools(experiment, (decisive,), option="checkpoint.best_metric")
+    check_best(experiment)
     dataset = open_same_data(experiment)
     session.check_batches(experiment, dataset)
     check_teacher(experiment, dataset)
     tell_frozen(experiment)
     trainer = Trainer(session.open_run(experiment, dataset=dataset))
-    initial = trainer.initial_state()
-    images = trainer.run.feed
+    initial, images = trainer.initial_state(), trainer.run.feed
     with (
         folder.claimed(workdir, experiment),
         session.open_checkpoints(experiment, workdir=workdir) as checkpointer,

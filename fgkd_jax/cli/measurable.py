@@ -33,6 +33,20 @@ def check_tools(experiment: Experiment, figures: Sequence[str], *, option: str) 
             )
 
 
+def check_best(experiment: Experiment) -> None:
+    """Raises before a run begins where its best checkpoint cannot be told.
+
+    Args:
+      experiment: the experiment.
+
+    Raises:
+      UserError: the figure that decides cannot be measured here.
+    """
+    if experiment.checkpoint.keep_best:
+        decisive = experiment.checkpoint.best_metric
+        check_tools(experiment, (decisive,), option="checkpoint.best_metric")
+
+
 def check_unmeasured(experiment: Experiment, name: str, *, measured: Sequence[str]) -> None:
     """Raises where a figure is missing for another reason than that there was nothing to measure.
 

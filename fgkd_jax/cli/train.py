@@ -111,8 +111,7 @@ def run_experiment(experiment: Any, *, workdir: str, job: Any = None) -> dict[st
     started, job = time.monotonic(), job or Job()
     dataset = _checked_data(experiment, workdir)
     trainer = Trainer(session.open_run(experiment, dataset=dataset))
-    initial = trainer.initial_state()
-    images = trainer.run.feed
+    initial, images = trainer.initial_state(), trainer.run.feed
     with (
         folder.claimed(workdir, experiment),
         session.open_checkpoints(experiment, workdir=workdir) as checkpointer,
@@ -158,7 +157,7 @@ def _checked_data(experiment: Any, workdir: str) -> Any:
     """Opens the data set, once all that can be told before anything is compiled has been."""
     from fgkd_jax.cli import session
     from fgkd_jax.cli import workdir as folder
-    from fgkd_jax.cli.measurable import check_tools
+    from fgkd_jax.cli.measurable import check_best
     from fgkd_jax.cli.processes import check_processes, check_same_weights, open_same_data
     from fgkd_jax.cli.teachers import check_teacher
     from fgkd_jax.cli.weights import check_files, tell_frozen
@@ -167,9 +166,7 @@ def _checked_data(experiment: Any, workdir: str) -> Any:
     check_processes(experiment, workdir=workdir)
     on_primary(lambda: folder.check(workdir, experiment))
     check_files(experiment)
-    if experiment.checkpoint.keep_best:
-        decisive = experiment.checkpoint.best_metric
-        check_tools(experiment, (decisive,), option="checkpoint.best_metric")
+    check_best(experiment)
     check_same_weights(experiment)
     dataset = open_same_data(experiment)
     session.check_batches(experiment, dataset)

@@ -6,8 +6,10 @@
 Images of a chip stay the same in number, so that its arithmetic does. `fgkd compile` makes each
 program in a process of its own: for v5e:2x2, which says what a chip computes and sends there, and
 for as many virtual devices as there are chips (`cpu:64`), which says how what is sent grows: who
-sends what is decided before a program is made for one chip or another. (The processor exchanges
-float32 where a TPU exchanges bfloat16, so only ratios are taken.)
+sends what is decided before a program is made for one chip or another, but for reduce-scatters.
+(The processor exchanges float32 where a TPU exchanges bfloat16, so only ratios are taken.) Where
+chips share parameters, TPU's compiler makes reduce-scatters of sums, and that for the processor
+none: what is sent then is that of the program for v5e:2x2, among more chips on paper.
 
 L-MCL with ResNet-50 takes most of an hour to compile, and its memory banks exchange more than its
 networks do. What they exchange does not depend on the networks: it is read off programs of narrow
@@ -49,9 +51,7 @@ READING = (
     "For TASN what is sent hardly depends on the number of chips, for it is the gradients: up to",
     "256 chips they are below 2% of a step. Groups of batch norm within a chip save next to no",
     "bytes and nearly all messages (281 all-reduces become 4); they change what is learned where a",
-    "group becomes small. Sharing parameters sends more, at the 64 chips tried; what it saves of",
-    "memory is little beside the activations, and the step fits without: it is not worth using",
-    "here.",
+    "group becomes small.",
     "",
     "L-MCL's chips share the dimensions of its memory banks, as long as their number divides 128.",
     "Then each chip sends the candidates that the others contrast with, the same bytes at any",
@@ -67,6 +67,7 @@ VARIANTS = {
     "norm": "statistics of batch norm of each chip by itself",
     "fsdp": "parameters shared by all chips",
 }
+SHARED = "fsdp"
 QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 """What is made for virtual devices is looked at and not run."""
 
@@ -105,8 +106,8 @@ def compile_all(folder: Path) -> None:
             batch = f"--config.train.batch_size={images * 64}"
             groups = [f"--config.method.{one}.norm_groups=64" for one in norms]
             compile_one(folder / f"{name}_64_norm.json", config, "cpu:64", [batch, *groups])
-            shared = [batch, "--config.mesh.fsdp=64"]
-            compile_one(folder / f"{name}_64_fsdp.json", config, "cpu:64", shared)
+            shared = [f"--config.mesh.fsdp={COUNTS[0]}"]
+            compile_one(folder / f"{name}_{SHARED}.json", config, SMALLEST, shared)
         narrow, overrides = NARROW.get(name, (None, ()))
         for count, where in SLICES.items() if narrow else ():
             batch = f"--config.train.batch_size={images * count}"
@@ -177,6 +178,23 @@ def summed(step: dict[str, Any], count: int) -> float:
     return bytes_sent(Collective("all-reduce", size, count))
 
 
+def sent_sharing(step: dict[str, Any], count: int) -> float:
+    """Counts what a device sends where more devices share the parameters.
+
+    Args:
+      step: as `read` returns it, for the smallest slice, whose devices all share them.
+      count: devices.
+
+    Returns:
+      Bytes: of a reduce-scatter each keeps less, all else is as large as it was.
+    """
+    total = 0.0
+    for kind, one in step["collectives"].items():
+        size = one["bytes"] * (COUNTS[0] / count if kind == "reduce-scatter" else 1)
+        total += bytes_sent(Collective(kind, round(size), count))
+    return total
+
+
 def sent_by_a_chip(folder: Path, name: str, label: str, tpu: dict[str, Any]) -> float | None:
     """Counts what a chip sends.
 
@@ -189,6 +207,10 @@ def sent_by_a_chip(folder: Path, name: str, label: str, tpu: dict[str, Any]) -> 
     Returns:
       Bytes; None where it was not compiled.
     """
+    count, _, variant = label.partition("_")
+    if variant == SHARED:
+        step = read(folder, f"{name}_{SHARED}")
+        return sent_sharing(step, int(count)) if step else None
     if name in NARROW:
         narrow = read(folder, f"{name}_narrow_{label}")
         return sent(narrow) + summed(tpu, int(label)) if narrow else None
@@ -211,14 +233,18 @@ def collect(folder: Path) -> dict[str, Any]:
         if tpu is None:
             continue
         rows = {}
-        for label in [str(count) for count in COUNTS] + [f"64_{one}" for one in VARIANTS]:
-            step, narrow = read(folder, f"{name}_{label}"), read(folder, f"{name}_narrow_{label}")
+        labels = [*map(str, COUNTS), "64_norm", *(f"{count}_{SHARED}" for count in COUNTS)]
+        for label in labels:
+            shares = label.endswith(SHARED)
+            step = read(folder, f"{name}_{SHARED if shares else label}")
+            narrow = read(folder, f"{name}_narrow_{label}")
             moved = sent_by_a_chip(folder, name, label, tpu)
             if step is None and narrow is None:
                 continue
             rows[label] = {
                 "collectives": step["collectives"] if step else None,
-                "memory_of_virtual_device": step["memory"]["total"] if step else None,
+                "memory_of_virtual_device": None if shares or not step else step["memory"]["total"],
+                "memory_of_a_chip_of_four": step["memory"]["total"] if shares and step else None,
                 "narrow": narrow["collectives"] if narrow else None,
                 "on_paper": on_paper(tpu, moved) if moved is not None else None,
             }

@@ -56,6 +56,21 @@ def test_bytes_grow_as_between_virtual_devices(scaling, tmp_path):
     assert rows["4"]["on_paper"]["interconnect_seconds"] == 120 / 200e9
 
 
+def test_what_chips_send_that_share_parameters_is_that_of_the_compiler_for_tpu(scaling, tmp_path):
+    write(tmp_path, "tasn_tpu", all_reduce=(80, 120))
+    kinds = {"all_gather": (6400, 4800), "reduce_scatter": (1600, 4800), "all_reduce": (8, 12)}
+    write(tmp_path, "tasn_fsdp", **kinds)
+    rows = scaling.collect(tmp_path)["tasn"]["chips"]
+    assert list(rows) == ["4_fsdp", "64_fsdp", "256_fsdp"]
+    for label, n in (("4_fsdp", 4), ("64_fsdp", 64)):
+        # Of 6400 bytes of parameters and as many of gradients each sends all but its own part.
+        expected = 2 * (n - 1) / n * (6400 + 8)
+        assert rows[label]["on_paper"]["bytes_sent"] == pytest.approx(expected)
+    assert rows["4_fsdp"]["on_paper"]["bytes_sent"] == 9612
+    assert rows["4_fsdp"]["memory_of_a_chip_of_four"] == 7
+    assert rows["4_fsdp"]["memory_of_virtual_device"] is None
+
+
 def test_banks_exchange_as_with_narrow_networks_and_gradients_as_they_are(scaling, tmp_path):
     write(tmp_path, "lmcl_tpu", all_reduce=(1000, 1500), all_gather=(9, 9))
     write(tmp_path, "lmcl_4", all_reduce=(2000, 3000), all_to_all=(500, 375))

@@ -11,7 +11,7 @@ from fgkd_jax.data.base import Dataset
 from fgkd_jax.data.vocabulary import Vocabulary, check_vocabulary
 from fgkd_jax.errors import UserError
 from fgkd_jax.models.backbones import backbone_from
-from fgkd_jax.protocols import Taught
+from fgkd_jax.protocols import ChoosingMethod, Taught
 from fgkd_jax.train.weight_files import load_metadata
 
 FROM_DATA = ("num_classes", "vocabulary_size")
@@ -117,7 +117,7 @@ def _meaning(options: Mapping[str, Any]) -> dict[_Option, Any]:
     """The options that make a difference to what a method says, with defaults, by path."""
     method: Any = parse_method(options, path="method")
     # What a method chooses where an option is None is as if it had been given.
-    whole = method_to_dict(method.chosen() if hasattr(method, "chosen") else method)
+    whole = method_to_dict(method.chosen() if isinstance(method, ChoosingMethod) else method)
     if "backbone" in whole:
         module: Any = backbone_from(whole["backbone"])
         fields = [field.name for field in dataclasses.fields(module)]

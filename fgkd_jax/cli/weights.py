@@ -136,7 +136,7 @@ def weights_overlay(experiment: Experiment, method: Method, spec: Batch) -> Over
                     of_classes=of_classes,
                     reinit_head=options.reinit_head,
                     # Its pyramid may read the first stages alone.
-                    truncated=getattr(method, "ends_early", False),
+                    truncated=method.ends_early,
                 )
                 say(str(notes))
                 continue

@@ -86,7 +86,8 @@ class BankOptions(MutualOptions):
           Bytes, over all networks and devices.
 
         Example:
-          >>> BankOptions().gather_bytes(256)
+          >>> from fgkd_jax.methods.mcl_bank import MCLBank
+          >>> MCLBank().gather_bytes(256)
           2148007936
         """
         candidates = self.num_positives + self.num_negatives

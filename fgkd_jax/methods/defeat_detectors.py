@@ -78,6 +78,11 @@ class DefeatRetinaNet(Decoupled, RetinaNet):
 
     student_class: ClassVar[type[Detector]] = RetinaNet
 
+    # As the student alone has them: a dataclass takes the defaults of its first base, which are
+    # those of any detector.
+    anchor_scale: float = RetinaNet.anchor_scale
+    anchor_octaves: int = RetinaNet.anchor_octaves
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.compares_heads:

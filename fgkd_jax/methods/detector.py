@@ -353,7 +353,7 @@ class Detector(ImageOptions, abc.ABC):
         )
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=256)
 def stage_strides(backbone: Backbone) -> tuple[int, ...]:
     """Returns the pixels from one cell to the next, of every stage.
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from fgkd_jax.errors import UserError
-from fgkd_jax.methods import DefeatFasterRCNN, DefeatRetinaNet
+from fgkd_jax.methods import METHODS, DefeatFasterRCNN, DefeatRetinaNet
 from fgkd_jax.methods.defeat import Decoupled
 from fgkd_jax.methods.defeat_detectors import teaching
 from fgkd_jax.methods.defeat_options import DecoupledOptions
@@ -33,6 +33,25 @@ def make_method(kind, **options):
         **({"extra_levels": 1, "anchor_octaves": 2} if kind == "dense" else {}),
     }
     return CLASSES_OF[kind](**{**given, **options})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_ships_has_the_defaults_of_the_detector_alone(kind):
+    method = CLASSES_OF[kind]
+    ours, alone = method(), method.student_class()
+    same = {field.name: getattr(alone, field.name) for field in dataclasses.fields(alone)}
+    assert {name: getattr(ours, name) for name in same} == same
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=lambda one: one.__name__)
+def test_defaults_are_those_that_classes_state_nearest(method):
+    # Where bases share a base, a dataclass takes the defaults of the first and not of the nearest.
+    for field in dataclasses.fields(method):
+        stated = next(
+            one for one in method.__mro__ if field.name in vars(one).get("__annotations__", ())
+        )
+        if field.default is not dataclasses.MISSING:
+            assert field.default == vars(stated)[field.name], (field.name, stated)
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def test_what_had_nothing_to_measure_is_never_the_best(tmp_path, monkeypatch, na
     )  # fmt: skip
     trainer = Trainer(run)
     found = iter([{"accuracy": 0.5}, {"accuracy": 0.5, "rare": 0.1}])
-    monkeypatch.setattr(trainer, "evaluate", lambda state, split: next(found))
+    monkeypatch.setattr(trainer, "evaluate", lambda state, split, **_: next(found))
     options = CheckpointOptions(every_steps=2, best_metric=name)
     with Checkpointer(tmp_path / "checkpoints", options) as checkpointer:
         initial = trainer.initial_state()

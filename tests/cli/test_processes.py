@@ -1,8 +1,8 @@
 """Two processes by two devices train every method as one process by four devices does.
 
 What takes longest is compiling, for which a machine of two cores takes a few minutes: those methods
-that are variants or parts of others, parameters that devices share, and runs that go on as another
-number of processes are tried with `-m long`.
+that are variants or parts of others are tried with `-m long`; parameters that devices share, method
+by method, and runs that go on as another number of processes with `-m release`.
 """
 
 import json
@@ -200,7 +200,7 @@ def test_parameters_shared_by_both_processes_come_to_the_same(count, folder):
     check(runs / "classifier:shared", runs / "classifier", rtol=1e-6, of_gradients=1e-6)
 
 
-@pytest.mark.long
+@pytest.mark.release
 @pytest.mark.parametrize("name", SHARED)
 def test_parameters_shared_by_devices_come_to_the_same_in_a_method(name, shared):
     check(
@@ -208,7 +208,7 @@ def test_parameters_shared_by_devices_come_to_the_same_in_a_method(name, shared)
     )
 
 
-@pytest.mark.long
+@pytest.mark.release
 @pytest.mark.parametrize("case", MOVED)
 @pytest.mark.parametrize("runs", ["to_one", "to_two"])
 def test_a_run_goes_on_as_another_number_of_processes(case, runs, moved):

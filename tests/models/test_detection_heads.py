@@ -153,18 +153,18 @@ def test_region_proposals_of_the_reference(shared):
     check_predictions(golden, found, sizes)
     boxes, _, valid = objects_of(golden)
     make = partial(anchor_targets, rule=RPN_RULE, num_classes=1)
-    targets = jax.vmap(lambda b, v: make(anchors, b, jnp.zeros(OBJECTS, int), gt_valid=v))(
-        boxes, valid
-    )
+    of_image = jax.vmap(lambda b, v: make(anchors, b, jnp.zeros(OBJECTS, int), gt_valid=v))
+    targets = jax.jit(of_image)(boxes, valid)
     # There objects are 1 and background is 0.
     as_theirs = targets._replace(labels=1 - targets.labels)
     check_targets(golden, as_theirs, sizes, 0)
     assert int(targets.positive.sum()) == int(golden["num_pos"])
     assert int(targets.negative.sum()) == int(golden["num_neg"])
-    counts = proposal_losses(
+    counts = jax.jit(proposal_losses)(
         found.logits[..., 0], found.deltas, targets.positive, targets.negative, targets.deltas
     )
 
+    @jax.jit
     def losses(mask, features=features):
         predictions = predict(features)
         parts = proposal_losses(
@@ -178,7 +178,7 @@ def test_region_proposals_of_the_reference(shared):
 
     check_losses(golden, losses, sizes)
     every = jnp.ones((1, len(anchors)), bool)
-    check_gradients(golden, jax.grad(lambda x: sum(losses(every, x)))(features))
+    check_gradients(golden, jax.jit(jax.grad(lambda x: sum(losses(every, x))))(features))
     size = jnp.asarray(golden["image_hw"].astype(np.int32))
     propose = partial(
         region_proposals,
@@ -214,10 +214,12 @@ def test_retinanet_of_the_reference(shared):
     check_predictions(golden, found, sizes)
     boxes, labels, valid = objects_of(golden)
     make = partial(anchor_targets, rule=RETINA_RULE, num_classes=CLASSES)
-    targets = jax.vmap(lambda b, n, v: make(anchors, b, n, gt_valid=v))(boxes, labels, valid)
+    of_image = jax.vmap(lambda b, n, v: make(anchors, b, n, gt_valid=v))
+    targets = jax.jit(of_image)(boxes, labels, valid)
     check_targets(golden, targets, sizes, CLASSES)
     assert int(targets.positive.sum()) == int(golden["num_pos"])
 
+    @jax.jit
     def losses(mask, features=features):
         predictions = predict(features)
         arguments = predictions.logits, predictions.deltas, targets.labels
@@ -228,7 +230,7 @@ def test_retinanet_of_the_reference(shared):
 
     check_losses(golden, losses, sizes)
     every = jnp.ones((1, len(anchors)), bool)
-    check_gradients(golden, jax.grad(lambda x: sum(losses(every, x)))(features))
+    check_gradients(golden, jax.jit(jax.grad(lambda x: sum(losses(every, x))))(features))
     size = jnp.asarray(golden["image_hw"].astype(np.int32))
     detect = partial(dense_detections, level_sizes=sizes, pre_nms=300, max_outputs=40)
     detections = jax.jit(jax.vmap(lambda x, d: detect(x, d, anchors, size)))(
@@ -259,7 +261,8 @@ def test_the_head_on_regions_of_the_reference(shared):
     boxes, labels, valid = objects_of(golden)
     proposals = jnp.stack([jnp.asarray(golden[f"proposals{i}"]) for i in (0, 1)])
     make = partial(roi_targets, num_classes=CLASSES, size=100, positive_share=1.0)
-    targets = jax.vmap(lambda k, p, b, n, v: make(k, p, jnp.ones(len(p), bool), b, n, gt_valid=v))(
+    of_image = jax.vmap(lambda k, p, b, n, v: make(k, p, jnp.ones(len(p), bool), b, n, gt_valid=v))
+    targets = jax.jit(of_image)(
         jax.random.split(jax.random.key(0), 2), proposals, boxes, labels, valid
     )
     kept = np.asarray(targets.valid)
@@ -281,6 +284,7 @@ def test_the_head_on_regions_of_the_reference(shared):
     np.testing.assert_allclose(logits[kept], golden["cls_score"], **CLOSE)
     np.testing.assert_allclose(deltas[kept].reshape(-1, 20), golden["bbox_pred"], **CLOSE)
 
+    @jax.jit
     def losses(features):
         predictions = predict(features, targets.boxes)
         return region_losses(
@@ -290,7 +294,7 @@ def test_the_head_on_regions_of_the_reference(shared):
     classes, codes = (total(part) for part in losses(features))
     np.testing.assert_allclose(classes, golden["loss_cls"], rtol=1e-5)
     np.testing.assert_allclose(codes, golden["loss_bbox"], rtol=1e-5)
-    grads = jax.grad(lambda x: sum(total(part) for part in losses(x)))(features)
+    grads = jax.jit(jax.grad(lambda x: sum(total(part) for part in losses(x))))(features)
     check_gradients(golden, grads)
     check_detections(golden, detect_regions(golden, predict, features, proposals))
 
@@ -299,38 +303,38 @@ def detect_regions(golden, predict, features, proposals):
     size = jnp.asarray(golden["image_hw"].astype(np.int32))
     logits, deltas = predict(features, proposals)
     detect = partial(roi_detections, max_outputs=30)
-    return jax.vmap(lambda x, d, p: detect(x, d, p, size))(logits, deltas, proposals)
+    return jax.jit(jax.vmap(lambda x, d, p: detect(x, d, p, size)))(logits, deltas, proposals)
 
 
 @pytest.mark.parametrize("head", [ProposalHead(), RetinaHead(num_classes=3, depth=1)])
 def test_heads_are_the_same_at_all_levels_and_float32_comes_out(head):
     levels = tuple(jnp.ones((2, size, size, 4), jnp.bfloat16) for size in (3, 2))
-    found, variables = head.init_with_output(jax.random.key(0), levels)
+    found, variables = jax.jit(head.init_with_output)(jax.random.key(0), levels)
     per_cell = head.anchors
     assert found.logits.shape[:2] == found.deltas.shape[:2] == (2, 13 * per_cell)
     assert found.logits.dtype == found.deltas.dtype == jnp.float32
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(variables))
-    alone = head.apply(variables, levels[1:])
+    alone = jax.jit(head.apply)(variables, levels[1:])
     np.testing.assert_array_equal(alone.logits, found.logits[:, 9 * per_cell :])
 
 
 def test_a_fresh_retinanet_believes_in_its_prior():
     head = RetinaHead(num_classes=3, features=8, depth=1, prior=0.02)
-    found, _ = head.init_with_output(jax.random.key(0), (jnp.ones((1, 3, 3, 4)),))
+    found, _ = jax.jit(head.init_with_output)(jax.random.key(0), (jnp.ones((1, 3, 3, 4)),))
     np.testing.assert_allclose(jax.nn.sigmoid(found.logits), 0.02, rtol=0.2)
 
 
 def test_images_without_objects_have_targets_and_finite_losses():
     anchors = grid_anchors(base_anchors(sizes=(8.0,), ratios=(1.0,)), stride=4, size=(4, 4))
+    assign = jax.jit(partial(anchor_targets, rule=RETINA_RULE, num_classes=2))
+    sample = jax.jit(partial(roi_targets, num_classes=2, size=8))
     for room in (0, 3):
         boxes, labels, valid = jnp.zeros((room, 4)), jnp.zeros(room, int), jnp.zeros(room, bool)
-        found = anchor_targets(
-            anchors, boxes, labels, gt_valid=valid, rule=RETINA_RULE, num_classes=2
-        )
+        found = assign(anchors, boxes, labels, gt_valid=valid)
         assert not found.positive.any()
         assert found.negative.all()
         batch = jax.tree.map(lambda x: x[None], found)
-        losses = dense_losses(
+        losses = jax.jit(dense_losses)(
             jnp.zeros((1, 16, 2)),
             jnp.zeros((1, 16, 4)),
             batch.labels,
@@ -342,17 +346,10 @@ def test_images_without_objects_have_targets_and_finite_losses():
         assert losses.boxes[0][0] == 0.0
         nobody, zeros = batch.positive & False, jnp.zeros((1, 16, 4))
         for negative, count in ((batch.negative, 17.0), (nobody, 2.0)):
-            rpn = proposal_losses(zeros[..., 0], zeros, nobody, negative, zeros)
+            rpn = jax.jit(proposal_losses)(zeros[..., 0], zeros, nobody, negative, zeros)
             assert rpn.classes[1][0] == rpn.boxes[1][0] == count
-        sampled = roi_targets(
-            jax.random.key(0),
-            anchors,
-            jnp.ones(16, bool),
-            boxes,
-            labels,
-            gt_valid=valid,
-            num_classes=2,
-            size=8,
+        sampled = sample(
+            jax.random.key(0), anchors, jnp.ones(16, bool), boxes, labels, gt_valid=valid
         )
         assert sampled.valid.all()
         assert not sampled.positive.any()

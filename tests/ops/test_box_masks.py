@@ -1,5 +1,7 @@
 """Masks of boxes: the released ones bit by bit, ours by pixels."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import jaxtyping
@@ -37,14 +39,14 @@ def test_the_released_masks(shared, case):
         jnp.stack(x) for x in zip(*(padded(golden[f"boxes_{s}"]) for s in SETS), strict=True)
     )
     levels = pyramid_levels(boxes, num_levels=5, inclusive=True)
-    masks = box_masks(boxes, valid, levels, strides=strides, sizes=sizes, single_cell=True)
-    for index, mask in enumerate(masks):
+    of_levels = jax.jit(partial(box_masks, strides=strides, sizes=sizes, single_cell=True))
+    for index, mask in enumerate(of_levels(boxes, valid, levels)):
         np.testing.assert_array_equal(mask, golden[f"{case}_gtmask_l{index}"])
         stride, size = strides[index], sizes[index]
         base = base_anchors(sizes=[stride * s for s in SCALES[case]], ratios=(0.5, 1.0, 2.0))
         anchors = grid_anchors(base, stride=stride, size=size)
         near = jax.vmap(lambda b, v, a=anchors, s=size: near_object_mask(b, v, a, size=s))
-        found = near(boxes, valid & (levels == index))
+        found = jax.jit(near)(boxes, valid & (levels == index))
         np.testing.assert_array_equal(found, golden[f"{case}_roimask_phi05_l{index}"])
     whole = box_mask(boxes, valid, stride=strides[0], size=sizes[0], single_cell=True)
     np.testing.assert_array_equal(whole, golden[f"{case}_bbgtmask"])

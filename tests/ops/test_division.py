@@ -1,7 +1,5 @@
 """Divisions whose whole part is exact, against whole numbers, and PyTorch's nearest neighbour."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +14,8 @@ from fgkd_jax.ops.division import ceil_divide, floor_divide, nearest_rows, trunc
 @given(divisor=st.integers(1, 200), compiled=st.booleans())
 def test_multiples_and_their_neighbours(divisor, compiled):
     wrap = jax.jit if compiled else (lambda function: function)
+    functions = floor_divide, ceil_divide, truncate_divide
+    divide = wrap(lambda x: [function(x, divisor=divisor) for function in functions])
     whole = np.arange(-300, 301)
     below, above = (np.nextafter(np.float32(whole * divisor), np.float32(to)) for to in (-9e9, 9e9))
     for x, floor in (
@@ -25,15 +25,17 @@ def test_multiples_and_their_neighbours(divisor, compiled):
         (above, whole),
     ):
         exact = x == whole * divisor
-        for function, expected in (
-            (floor_divide, floor),
-            (ceil_divide, np.where(exact, whole, floor + 1)),
-            (truncate_divide, np.where((floor < 0) & ~exact, floor + 1, floor)),
+        expected = (
+            floor,
+            np.where(exact, whole, floor + 1),
+            np.where((floor < 0) & ~exact, floor + 1, floor),
+        )
+        # The neighbours of 0 are denormal, which XLA takes for 0.
+        kept = exact | (whole != 0)
+        for function, found, values in zip(
+            functions, divide(jnp.asarray(x)), expected, strict=True
         ):
-            found = wrap(partial(function, divisor=divisor))(jnp.asarray(x))
-            # The neighbours of 0 are denormal, which XLA takes for 0.
-            kept = exact | (whole != 0)
-            np.testing.assert_array_equal(found[kept], expected[kept])
+            np.testing.assert_array_equal(found[kept], values[kept], err_msg=function.__name__)
 
 
 def test_nearest_rows_are_those_of_pytorch():

@@ -120,14 +120,15 @@ def test_double_precision_is_double(lowering, ratio):
     with jax.enable_x64(True):
         features, boxes = (jnp.asarray(np.asarray(x), jnp.float64) for x in make())
         options = RoiOptions(size=3, sampling_ratio=ratio)
-        found, pull = jax.vjp(lambda x: roi_align(x, boxes, stride=3.0, options=options), features)
+        align = jax.jit(partial(roi_align, stride=3.0, options=options))
+        found, pull = jax.vjp(lambda x: align(x, boxes), features)
         assert found.dtype == jnp.float64
         for b, p in np.ndindex(boxes.shape[:2]):
             expected = align_by_hand(np.asarray(features[b]), boxes[b, p], 3.0, options)
             np.testing.assert_allclose(found[b, p], expected, atol=1e-12)
         [grad] = pull(found)
         assert float(jnp.vdot(grad, features)) == pytest.approx(float(jnp.vdot(found, found)))
-        narrow = roi_align(features.astype(jnp.float32), boxes, stride=3.0, options=options)
+        narrow = align(features.astype(jnp.float32), boxes)
         assert narrow.dtype == jnp.float32
         np.testing.assert_allclose(narrow, found, atol=2e-5)
 
@@ -193,15 +194,14 @@ def test_every_box_is_read_on_its_own_level(lowering):
     assert len(np.unique(levels)) == 4
     run = jax.jit(partial(pyramid_roi_align, strides=STRIDES))
     found, pull = jax.vjp(lambda x: run(x, boxes, levels), features)
-    single = [
-        roi_align(x, boxes, stride=stride) for x, stride in zip(features, STRIDES, strict=True)
-    ]
+    align = [jax.jit(partial(roi_align, boxes=boxes, stride=stride)) for stride in STRIDES]
+    single = [one(x) for one, x in zip(align, features, strict=True)]
     for b, p in np.ndindex(levels.shape):
         np.testing.assert_allclose(found[b, p], single[int(levels[b, p])][b, p], atol=1e-5)
     grads = pull(found)[0]
-    for index, (x, stride) in enumerate(zip(features, STRIDES, strict=True)):
+    for index, (x, one) in enumerate(zip(features, align, strict=True)):
         there = (levels == index)[..., None, None, None]
-        _, alone = jax.vjp(partial(roi_align, boxes=boxes, stride=stride), x)
+        _, alone = jax.vjp(one, x)
         np.testing.assert_allclose(
             grads[index], alone(jnp.where(there, found, 0.0))[0], atol=1e-4, rtol=1e-5
         )
@@ -219,9 +219,8 @@ def test_the_gradient_is_the_transpose(lowering):
     left = jnp.sum(align(other) * cotangent)
     right = sum(jnp.sum(a * b) for a, b in zip(other, pull(cotangent)[0], strict=True))
     np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-3)
-    assert not np.asarray(
-        jax.grad(lambda b: jnp.sum(roi_align(features[0], b, stride=4.0)))(boxes)
-    ).any()
+    by_boxes = jax.jit(jax.grad(lambda b: jnp.sum(roi_align(features[0], b, stride=4.0))))
+    assert not np.asarray(by_boxes(boxes)).any()
 
 
 def test_a_constant_map_gives_the_constant_inside_and_zero_outside(lowering):
@@ -229,11 +228,12 @@ def test_a_constant_map_gives_the_constant_inside_and_zero_outside(lowering):
     boxes = jnp.array(
         [[[8.0, 8.0, 70.0, 33.0], [400.0, 400.0, 500.0, 500.0], [9.0, 9.0, 9.0, 9.0]]]
     )
-    found = roi_align(features, boxes, stride=4.0)
+    align = jax.jit(partial(roi_align, stride=4.0))
+    found = align(features, boxes)
     np.testing.assert_allclose(found[0, 0], 3.0, rtol=1e-6)
     np.testing.assert_array_equal(found[0, 1:], 0.0)
     # A box past all bounds: a bin holds too many samples to count, and the map is in one of them.
-    huge = roi_align(features, jnp.array([[[-1e11, -1e11, 1e11, 1e11]]]), stride=4.0)
+    huge = align(features, jnp.array([[[-1e11, -1e11, 1e11, 1e11]]]))
     assert np.isfinite(huge).all()
 
 
@@ -259,19 +259,19 @@ fixed_size = jax.jit(partial(roi_align, stride=4.0, options=RoiOptions(size=4)))
 def test_vmap_and_half_precision(lowering):
     features, boxes = pyramid()
     levels = pyramid_levels(boxes, num_levels=4)
-    run = partial(pyramid_roi_align, strides=STRIDES, options=RoiOptions(size=2))
+    run = jax.jit(partial(pyramid_roi_align, strides=STRIDES, options=RoiOptions(size=2)))
     plain = run(features, boxes, levels)
     extra = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), features)
     twice = jnp.stack([boxes] * 2), jnp.stack([levels] * 2)
     mapped = jax.vmap(run)(extra, *twice)
     np.testing.assert_allclose(mapped, np.stack([plain, 2 * plain]), rtol=1e-4, atol=1e-5)
-    grads = jax.vmap(jax.grad(lambda x, b, n: jnp.sum(run(x, b, n))))(extra, *twice)
+    grads = jax.jit(jax.vmap(jax.grad(lambda x, b, n: jnp.sum(run(x, b, n)))))(extra, *twice)
     assert [x.shape for x in grads] == [x.shape for x in extra]
     half = tuple(x.astype(jnp.bfloat16) for x in features)
     found = run(half, boxes, levels)
     assert found.dtype == jnp.bfloat16
     np.testing.assert_allclose(found.astype("float32"), plain, atol=0.05)
-    grad = jax.grad(lambda x: jnp.sum(run(x, boxes, levels).astype(jnp.float32)))(half)
+    grad = jax.jit(jax.grad(lambda x: jnp.sum(run(x, boxes, levels).astype(jnp.float32))))(half)
     assert all(x.dtype == jnp.bfloat16 for x in grad)
 
 

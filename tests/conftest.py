@@ -21,7 +21,13 @@ PLATFORM = os.environ.get("FGKD_TEST_PLATFORM", "cpu")
 OPTIMISE = PLATFORM != "cpu" or os.environ.get("FGKD_TEST_OPTIMISE") == "1"
 OPTIMISED = tuple(
     ROOT / "tests" / name
-    for name in ("losses", "ops", "cli/test_compile.py", "cli/test_compiled_program.py")
+    for name in (
+        "losses",
+        "ops",
+        "models/test_resnet.py",
+        "cli/test_compile.py",
+        "cli/test_compiled_program.py",
+    )
 )
 """Tests whose programs are compiled as users compile them."""
 jax.config.update("jax_platforms", PLATFORM)

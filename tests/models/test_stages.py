@@ -60,7 +60,7 @@ def drawn(net, seed=0):
         lambda s: rng.uniform(0.1, 0.4, s.shape).astype(s.dtype), shapes_of(net)
     )
     params = jax.tree.map(lambda p: p - p.dtype.type(0.25 * (p.ndim > 1)), variables["params"])
-    return jax.tree.map(jnp.asarray, {**variables, "params": params})
+    return {**variables, "params": params}
 
 
 @functools.cache
@@ -166,10 +166,8 @@ def test_groups_reach_every_norm(name):
     variables = drawn(small(name))
     once = np.asarray(images())
     inputs = once, 2 * once
-    together, new = run(
-        small(name, norm_groups=2), variables, train=True, x=jnp.concatenate(inputs)
-    )
-    halves = [run(small(name), variables, train=True, x=jnp.asarray(x)) for x in inputs]
+    together, new = run(small(name, norm_groups=2), variables, train=True, x=np.concatenate(inputs))
+    halves = [run(small(name), variables, train=True, x=x) for x in inputs]
     for index, stage in enumerate(together):
         assert_same(stage, np.concatenate([outputs[index] for outputs, _ in halves]))
     statistics = jax.device_get([statistics for _, statistics in halves])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import partial
 from typing import Any
 
 import jax
@@ -66,20 +67,24 @@ meta_step = jax.jit(METHOD.meta_step)
 
 def outputs_of(variables, batch, *, train):
     kept = {name: variables[name] for name in ("params", "batch_stats")}
-    images = METHOD.images(batch, jax.random.key(0), train=False)
-    run = jax.jit(lambda kept, x: METHOD.network.apply(
-        kept, x, train=train, mutable=["batch_stats"])[0])  # fmt: skip
-    return run(kept, images)
+
+    @jax.jit
+    def run(kept, batch):
+        images = METHOD.images(batch, jax.random.key(0), train=False)
+        return METHOD.network.apply(kept, images, train=train, mutable=["batch_stats"])[0]
+
+    return run(kept, batch)
 
 
 def test_the_terms_are_those_of_gathered_rows(batch, variables):
     terms, state, figures = loss(variables, batch, jax.random.key(1), train=False)
     outputs = outputs_of(variables, batch, train=False)
     _, draw_key = jax.random.split(jax.random.key(1))
-    candidates = np.asarray(METHOD.candidates(variables, batch, draw_key))
-    rows = jnp.asarray(np.asarray(variables["banks"]["rows"])[:, candidates])
-    weights = METHOD._match_weights(variables[MATCH], outputs)
-    expected = layerwise_bank_mutual_contrastive(outputs.embeddings, rows, weights, num_positives=3)
+    candidates = np.asarray(jax.jit(METHOD.candidates)(variables, batch, draw_key))
+    rows = np.asarray(variables["banks"]["rows"])[:, candidates]
+    weights = jax.jit(METHOD._match_weights)(variables[MATCH], outputs)
+    contrast = jax.jit(partial(layerwise_bank_mutual_contrastive, num_positives=3))
+    expected = contrast(outputs.embeddings, rows, weights)
     for name, weight in METHOD.contrast_weights.items():
         assert float(terms[name].weight) == pytest.approx(weight)
         assert terms[name].accumulable
@@ -93,7 +98,7 @@ def test_the_terms_are_those_of_gathered_rows(batch, variables):
 def test_own_rows_move_towards_the_embeddings_of_last_stages(batch, variables):
     _, state, _ = loss(variables, batch, jax.random.key(1), train=True)
     old, new = (np.asarray(one["banks"]["rows"]) for one in (variables, state))
-    embeddings = np.asarray(outputs_of(variables, batch, train=True).embeddings[:, -1])
+    embeddings = np.asarray(outputs_of(variables, batch, train=True).embeddings)[:, -1]
     rows = {id_: row for row, (_, id_) in enumerate(sorted(zip(LABELS, IDS, strict=True)))}
     own = np.array([rows[int(id_)] for id_ in batch["id"]])
     moved = 0.5 * old[:, own] + 0.5 * embeddings

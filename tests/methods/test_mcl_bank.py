@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from functools import partial
 from typing import Any
 
 import jax
@@ -55,9 +56,21 @@ def with_index(method, variables):
     return {**variables, "constants": jax.tree.map(jnp.asarray, index)}
 
 
-def run_loss(method, variables, batch, *, train):
-    run = jax.jit(method.loss, static_argnames="train")
-    return run(variables, batch, jax.random.key(1), train=train)
+METHOD = make_method()
+loss = jax.jit(METHOD.loss, static_argnames="train")
+
+
+def run_loss(variables, batch, *, train):
+    return loss(variables, batch, jax.random.key(1), train=train)
+
+
+@partial(jax.jit, static_argnames="train")
+def embed(variables, batch, *, train):
+    images = METHOD.images(batch, jax.random.key(0), train=False)
+    (_, embeddings), _ = METHOD.network.apply(
+        variables, images, train=train, mutable=["batch_stats"]
+    )
+    return embeddings
 
 
 @pytest.fixture(scope="module")
@@ -72,34 +85,31 @@ def variables(batch):
 
 
 def test_the_terms_are_those_of_gathered_rows(batch, variables):
-    method = make_method()
-    terms, state, figures = run_loss(make_method(), variables, batch, train=False)
-    images = method.images(batch, jax.random.key(0), train=False)
-    _, embeddings = method.network.apply(variables, images, train=False)
+    terms, state, figures = run_loss(variables, batch, train=False)
+    embeddings = embed(variables, batch, train=False)
     _, draw_key = jax.random.split(jax.random.key(1))
-    candidates = np.asarray(method.candidates(variables, batch, draw_key))
-    by_row = np.sort(LABELS)
-    assert (by_row[candidates[:, :3]] == batch["label"][:, None]).all()
-    assert (by_row[candidates[:, 3:]] != batch["label"][:, None]).all()
+    candidates = np.asarray(jax.jit(METHOD.candidates)(variables, batch, draw_key))
+    by_row, labels = np.sort(LABELS), np.asarray(batch["label"])[:, None]
+    assert (by_row[candidates[:, :3]] == labels).all()
+    assert (by_row[candidates[:, 3:]] != labels).all()
     gathered = np.asarray(variables["banks"]["rows"])[:, candidates]
-    expected = bank_mutual_contrastive(embeddings, jnp.asarray(gathered), num_positives=3)
-    for name, weight in method.contrast_weights.items():
+    contrast = jax.jit(partial(bank_mutual_contrastive, num_positives=3))
+    expected = contrast(embeddings, gathered)
+    for name, weight in METHOD.contrast_weights.items():
         assert float(terms[name].weight) == pytest.approx(weight)
         assert terms[name].accumulable
         np.testing.assert_allclose(terms[name].sum, getattr(expected, name), rtol=1e-4, atol=1e-4)
-    assert terms.keys() == {"cross_entropy", *method.contrast_weights}
+    assert terms.keys() == {"cross_entropy", *METHOD.contrast_weights}
     assert "with_positive" not in figures
     jax.tree.map(np.testing.assert_array_equal, state["banks"], variables["banks"])
 
 
 def test_own_rows_move_towards_embeddings_and_no_others(batch, variables):
     masked = {**batch, "mask": batch["mask"].at[2].set(False)}
-    _, state, _ = run_loss(make_method(bank_momentum=0.25), variables, masked, train=True)
+    slower = jax.jit(partial(make_method(bank_momentum=0.25).loss, train=True))
+    _, state, _ = slower(variables, masked, jax.random.key(1))
     old, new = (np.asarray(one["banks"]["rows"]) for one in (variables, state))
-    images = make_method().images(batch, jax.random.key(0), train=False)
-    (_, embeddings), _ = make_method().network.apply(
-        variables, images, train=True, mutable=["batch_stats"]
-    )
+    embeddings = embed(variables, batch, train=True)
     rows = {id_: row for row, (_, id_) in enumerate(sorted(zip(LABELS, IDS, strict=True)))}
     own = np.array([rows[int(id_)] for id_ in np.delete(batch["id"], 2)])
     moved = 0.25 * old[:, own] + 0.75 * np.delete(embeddings, 2, axis=1)
@@ -122,11 +132,11 @@ def test_rows_start_with_length_one_unless_as_released(batch, variables):
 
 def test_an_id_without_a_row_is_no_quiet_mistake(batch, variables):
     unknown = {**batch, "id": batch["id"].at[1].set(101)}
-    terms, state, _ = run_loss(make_method(), variables, unknown, train=True)
+    terms, state, _ = run_loss(variables, unknown, train=True)
     assert np.isnan(terms["icl"].sum).tolist() == [False, True] + [False] * 6
     assert np.isfinite(state["banks"]["rows"]).all()
     left_out = {**unknown, "mask": batch["mask"].at[1].set(False)}
-    terms, *_ = run_loss(make_method(), variables, left_out, train=True)
+    terms, *_ = run_loss(variables, left_out, train=True)
     assert all(np.isfinite(term.sum).all() and term.sum[1] == 0 for term in terms.values())
 
 
@@ -136,7 +146,7 @@ def test_an_anchor_alone_in_its_class_has_no_vcl(batch, variables):
         "id": batch["id"].at[3].set(int(IDS[-1])),
         "label": batch["label"].at[3].set(3),
     }
-    terms, *_ = run_loss(make_method(), variables, alone, train=False)
+    terms, *_ = run_loss(variables, alone, train=False)
     vcl = np.asarray(terms["vcl"].sum)
     assert vcl[3] == 0
     assert (np.delete(vcl, 3) > 0).all()

@@ -40,12 +40,13 @@ def make_batch(size=6, side=24, seed=0):
     }
 
 
+METHOD = make_method()
+predict = jax.jit(METHOD.predict)
+loss = jax.jit(METHOD.loss, static_argnames="train")
+
+
 def run_predict(method, variables, batch):
     return jax.jit(method.predict)(variables, batch)
-
-
-def run_loss(method, variables, batch, key, *, train):
-    return jax.jit(method.loss, static_argnames="train")(variables, batch, key, train=train)
 
 
 @pytest.fixture(scope="module")
@@ -58,21 +59,17 @@ def variables(batch):
     return jax.jit(make_method().init)(jax.random.key(0), batch)
 
 
-def logits_of(method, variables, batch, key):
+@jax.jit
+def logits_of(variables, batch, key):
     """All logits in evaluation mode, put together from the network's own parts."""
-    network = method.network
-
-    @jax.jit
-    def run(variables, batch, key):
-        explained = method.explain(variables, batch, jax.random.split(key, 4)[0])
-        small = method.normalize(method._shrink(batch["image"]))
-        views = [method.normalize(explained[name]) for name in ("detail", "structure")]
-        attention, _ = network.apply(variables, small, train=False, method="attend")
-        pair = jnp.stack(views, axis=1)
-        rest = network.apply(variables, pair, train=False, method="classify_views")
-        return {"attention": attention, **rest}
-
-    return run(variables, batch, key)
+    network = METHOD.network
+    explained = METHOD.explain(variables, batch, jax.random.split(key, 4)[0])
+    small = METHOD.normalize(METHOD._shrink(batch["image"]))
+    views = [METHOD.normalize(explained[name]) for name in ("detail", "structure")]
+    attention, _ = network.apply(variables, small, train=False, method="attend")
+    pair = jnp.stack(views, axis=1)
+    rest = network.apply(variables, pair, train=False, method="classify_views")
+    return {"attention": attention, **rest}
 
 
 def log_softmax(x):
@@ -81,9 +78,8 @@ def log_softmax(x):
 
 
 def test_the_terms_are_those_of_the_paper(batch, variables):
-    method = make_method()
-    terms, state, figures = run_loss(method, variables, batch, jax.random.key(3), train=False)
-    logits = logits_of(method, variables, batch, jax.random.key(3))
+    terms, state, figures = loss(variables, batch, jax.random.key(3), train=False)
+    logits = logits_of(variables, batch, jax.random.key(3))
     mask, label = np.asarray(batch["mask"]), np.asarray(batch["label"])
     expected = {
         name: -log_softmax(value)[np.arange(len(label)), label] for name, value in logits.items()
@@ -104,9 +100,7 @@ def test_the_terms_are_those_of_the_paper(batch, variables):
 @pytest.mark.parametrize("case", ["l0", "l1"])
 def test_the_weighted_gradients_are_the_released_ones(shared, case):
     golden = np.load(shared / "golden" / "tasn" / "losses_mxnet.npz")
-    part, master, both = (
-        jnp.asarray(golden[f"{case}_{name}"]) for name in ("fc1_part", "fc2_master", "fc_aux")
-    )
+    part, master, both = (golden[f"{case}_{name}"] for name in ("fc1_part", "fc2_master", "fc_aux"))
     labels = jnp.asarray(golden[f"{case}_label"], jnp.int32)
     weights = make_method()._weights
 
@@ -118,31 +112,39 @@ def test_the_weighted_gradients_are_the_released_ones(shared, case):
         losses["distillation"] = soft_target_cross_entropy(master, part, temperature=10.0)
         return sum(weights[name] * jnp.sum(value) for name, value in losses.items())
 
-    grads = jax.grad(total, (0, 1, 2))(part, master, both)
+    grads = jax.jit(jax.grad(total, (0, 1, 2)))(part, master, both)
     for name, grad in zip(("fc1", "fc2", "fc"), grads, strict=True):
         np.testing.assert_allclose(grad, golden[f"{case}_all_grad_{name}"], atol=1e-5)
 
 
-def gradients(method, variables, batch, only):
-    """Gradients of one term."""
+def norms_of(method):
+    """Takes norms of the gradients of one term, chosen when called."""
 
-    def total(params):
+    def total(params, variables, batch, chosen):
         terms, _, _ = method.loss(
             {**variables, "params": params}, batch, jax.random.key(1), train=False
         )
-        return jnp.sum(terms[only].sum)
+        return sum(chosen[name] * jnp.sum(term.sum) for name, term in terms.items())
 
-    return jax.jit(jax.grad(total))(variables["params"])
+    @jax.jit
+    def norms(variables, batch, chosen):
+        grads = jax.grad(total)(variables["params"], variables, batch, chosen)
+        return {name: optax.tree.norm(tree) for name, tree in grads.items()}
+
+    def run(variables, batch, only):
+        chosen = {name: np.float32(name == only) for name in TERMS}
+        return {name: float(norm) for name, norm in norms(variables, batch, chosen).items()}
+
+    return run
 
 
-def norms(grads):
-    return {name: float(optax.tree.norm(tree)) for name, tree in grads.items()}
+plain_norms = norms_of(METHOD)
 
 
 @pytest.mark.parametrize("teacher_gradient", [False, True])
 def test_distillation_moves_the_part_only_if_asked(batch, variables, teacher_gradient):
-    method = make_method(teacher_gradient=teacher_gradient)
-    size = norms(gradients(method, variables, batch, "distillation"))
+    of_term = norms_of(make_method(teacher_gradient=True)) if teacher_gradient else plain_norms
+    size = of_term(variables, batch, "distillation")
     assert (size["part_classifier"] > 0) == teacher_gradient
     assert size["master_classifier"] > 0
     assert size["backbone"] > 0
@@ -151,38 +153,38 @@ def test_distillation_moves_the_part_only_if_asked(batch, variables, teacher_gra
 
 def test_attention_is_trained_by_its_own_loss_alone(batch, variables):
     for only in TERMS:
-        size = norms(gradients(make_method(), variables, batch, only))
+        size = plain_norms(variables, batch, only)
         trained = {name for name, value in size.items() if value > 0}
         own = {"attention_backbone", "attention_head", "attention_classifier"}
         assert (trained == own) if only == "attention" else not trained & own
 
 
 def test_an_example_depends_on_its_id_and_not_on_its_place(batch, variables):
-    order = jnp.asarray([3, 1, 4, 0, 5, 2])
-    turned = {name: value[order] for name, value in batch.items()}
-    terms, _, _ = run_loss(make_method(), variables, batch, jax.random.key(5), train=False)
-    other, _, _ = run_loss(make_method(), variables, turned, jax.random.key(5), train=False)
+    order = np.asarray([3, 1, 4, 0, 5, 2])
+    turned = {name: np.asarray(value)[order] for name, value in batch.items()}
+    terms, other = (
+        jax.device_get(loss(variables, one, jax.random.key(5), train=False)[0])
+        for one in (batch, turned)
+    )
     for name in TERMS:
         np.testing.assert_allclose(other[name].sum, terms[name].sum[order], rtol=1e-5, atol=1e-5)
 
 
 def test_prediction_is_the_master_on_the_structure_image(batch, variables):
-    method = make_method()
-    predicted = run_predict(method, variables, batch)
-    logits = logits_of(method, variables, batch, jax.random.key(0))
+    predicted = predict(variables, batch)
+    logits = logits_of(variables, batch, jax.random.key(0))
     np.testing.assert_allclose(predicted["logits"], logits["master"], rtol=1e-4, atol=1e-5)
     assert predicted["structure"].shape == (6, 8, 8, 3)
     assert predicted["sampled_rows"].shape == predicted["sampled_columns"].shape == (6, 8)
 
 
 def test_colour_jitter_changes_training_alone(batch, variables):
-    methods = make_method(brightness=0.9), make_method()
+    coloured = jax.jit(make_method(brightness=0.9).loss, static_argnames="train")
     for train in (True, False):
         ours, theirs = (
-            run_loss(method, variables, batch, jax.random.key(0), train=train)[0]
-            for method in methods
+            run(variables, batch, jax.random.key(0), train=train)[0] for run in (coloured, loss)
         )
-        assert bool(jnp.allclose(ours["master"].sum, theirs["master"].sum)) == (not train)
+        assert np.allclose(ours["master"].sum, theirs["master"].sum) == (not train)
 
 
 def test_uniform_sampling_is_a_plain_resize(batch, variables):
@@ -195,9 +197,11 @@ def test_uniform_sampling_is_a_plain_resize(batch, variables):
 def test_the_box_gets_the_pixels(batch, variables):
     # The box covers a quarter of the columns and three eighths of the rows.
     predicted = run_predict(make_method(sampling="box", out_size=48), variables, batch)
-    rows, columns = predicted["sampled_rows"] + 0.5, predicted["sampled_columns"] + 0.5
-    assert float(jnp.mean((columns > 6) & (columns < 12))) > 0.95
-    assert float(jnp.mean((rows > 12) & (rows < 21))) > 0.95
+    rows, columns = (
+        np.asarray(predicted[name]) + 0.5 for name in ("sampled_rows", "sampled_columns")
+    )
+    assert np.mean((columns > 6) & (columns < 12)) > 0.95
+    assert np.mean((rows > 12) & (rows < 21)) > 0.95
     without = {name: value for name, value in batch.items() if name != "bbox"}
     with pytest.raises(UserError, match="needs the boxes"):
         make_method(sampling="box").predict(variables, without)
@@ -209,8 +213,8 @@ def test_the_attention_net_may_end_early(batch, variables):
     assert set(made["params"]["attention_backbone"]) == {"stem"}
     assert set(made["params"]["backbone"]) == {"stem", "stage1"}
     # The stem keeps 8 x 8 cells, the stage after it halves them.
-    for method, values, cells in ((early, made, 8), (make_method(), variables, 4)):
-        assert run_predict(method, values, batch)["attention"].shape[1:] == (cells, cells)
+    for run, values, cells in ((jax.jit(early.predict), made, 8), (predict, variables, 4)):
+        assert run(values, batch)["attention"].shape[1:] == (cells, cells)
 
 
 def test_presets(batch):
@@ -219,10 +223,10 @@ def test_presets(batch):
     for name in PRESETS:
         method = make_method(**tasn_preset(name))
         made = jax.jit(method.init)(jax.random.key(0), batch)
-        positions = run_predict(method, made, batch)["sampled_rows"]
-        assert bool(jnp.all(jnp.diff(positions) >= 0))
+        positions = np.asarray(run_predict(method, made, batch)["sampled_rows"])
+        assert (np.diff(positions) >= 0).all()
         # The released grid begins at the centre of the first pixel, ours anywhere.
-        assert bool(jnp.all(positions[:, 0] == 0)) == (name == "reference")
+        assert (positions[:, 0] == 0).all() == (name == "reference")
     tall = {**batch, "image": batch["image"][:, :20]}
     with pytest.raises(UserError, match=r"got an image of \(20, 24\); expected a square one"):
         make_method(grid="reference").predict(made, tall)
@@ -249,12 +253,12 @@ def test_bad_options_are_told_in_one_line(options, message):
 def test_attention_that_is_not_finite_makes_the_loss_of_its_example_nan(batch, variables):
     images = batch["image"].astype(jnp.float32).at[2].set(jnp.nan)
     broken = {**batch, "image": images}
-    terms, _, _ = run_loss(make_method(), variables, broken, jax.random.key(0), train=False)
+    terms, _, _ = loss(variables, broken, jax.random.key(0), train=False)
     bad = ~np.isfinite(np.asarray(terms["distillation"].sum))
     assert bad.tolist() == [False, False, True, False, False, False]
     # What is sampled stays a picture all the same.
-    predicted = run_predict(make_method(), variables, broken)
-    assert bool(jnp.all(jnp.isfinite(predicted["sampled_rows"])))
+    predicted = predict(variables, broken)
+    assert np.isfinite(predicted["sampled_rows"]).all()
 
 
 @pytest.mark.parametrize("collectives", [("all-to-all", "collective-permute")])

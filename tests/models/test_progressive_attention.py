@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -145,27 +146,37 @@ def make_inputs(seed=0, *, b=3, h=5, w=6, p=7, counts=(7, 3, 4)):
 
 def make_params(module, *inputs, seed=0, scale=3.0):
     """Larger than initialised, so that attention is far from uniform; biases are not 0."""
-    params = jax.jit(module.init)(jax.random.key(seed), *inputs)["params"]
+    params = jax.device_get(initialiser(module)(jax.random.key(seed), *inputs)["params"])
     rng = np.random.default_rng(seed)
     return jax.tree.map(
-        lambda a: jnp.asarray(a * scale + 0.1 * rng.normal(size=a.shape), jnp.float32), params
+        lambda a: jnp.asarray(a * scale + np.float32(0.1 * rng.normal(size=a.shape))), params
     )
 
 
+@cache
+def initialiser(module):
+    return jax.jit(module.init)
+
+
+@cache
+def attender(**options):
+    return jax.jit(dataclasses.replace(ATTENTION, **options).apply)
+
+
 def attend(params, x, text=None, **options):
-    module = dataclasses.replace(ATTENTION, **options)
-    return jax.jit(module.apply)({"params": params}, x, text)
+    return attender(**options)({"params": params}, x, text)
 
 
 def assert_follows_the_oracle(params, x, phrases=None, there=None, **options):
     text = None if phrases is None else (phrases, there)
-    whole, stages = attend(params, x, text, **options)
+    whole, stages = jax.device_get(attend(params, x, text, **options))
+    x, phrases, there = jax.device_get((x, phrases, there))
     for i in range(len(x)):
-        kept = None if phrases is None else np.asarray(phrases[i], np.float64)[there[i]]
+        kept = None if phrases is None else phrases[i].astype(np.float64)[there[i]]
         expected, by_hand = forward(params, x[i], kept, **options)
         for s, one in enumerate(by_hand):
             for name, value in one.items():
-                ours, where = np.asarray(getattr(stages, name)[i, s]), f"{name} {i} {s}"
+                ours, where = getattr(stages, name)[i, s], f"{name} {i} {s}"
                 if name.startswith(("phrase", "global_phrase")):
                     assert not ours[~there[i]].any(), where
                     ours = ours[there[i]]
@@ -206,15 +217,20 @@ def test_corner_cases_follow_the_loops_and_have_finite_gradients(counts):
     assert_finite_gradients(PARAMS, x, phrases, there, stages=5)
 
 
-def assert_finite_gradients(params, x, phrases, there, **options):
+@cache
+def gradients(**options):
     module = dataclasses.replace(ATTENTION, **options)
 
-    def value(params, x, phrases):
+    def value(params, x, phrases, there):
         whole, stages = module.apply({"params": params}, x, (phrases, there))
         floats = [a for a in jax.tree.leaves(stages) if jnp.issubdtype(a.dtype, jnp.floating)]
         return sum(jnp.sum(jnp.sin(a)) for a in (whole, *floats))
 
-    grads = jax.jit(jax.grad(value, argnums=(0, 1, 2)))(params, x, phrases)
+    return jax.jit(jax.grad(value, argnums=(0, 1, 2)))
+
+
+def assert_finite_gradients(params, x, phrases, there, **options):
+    grads = gradients(**options)(params, x, phrases, there)
     for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
         assert np.isfinite(leaf).all(), jax.tree_util.keystr(path)
 
@@ -246,7 +262,7 @@ def test_three_phrases_are_masked_at_most_and_of_equal_ones_the_first():
     for text in (z, -z):
         assert_follows_the_oracle(PARAMS, x, text, there)
         _, stages = attend(PARAMS, x, (text, there))
-        masked |= {tuple(np.flatnonzero(~left)) for left in np.asarray(stages.phrases_left[:, 0])}
+        masked |= {tuple(np.flatnonzero(~left)) for left in np.asarray(stages.phrases_left)[:, 0]}
     assert masked == {(0, 1, 2), (5, 6)}
 
 
@@ -267,7 +283,7 @@ def test_enormous_features_are_finite():
 )
 def test_masks_only_grow_and_no_block_is_located_twice(seed, scale, counts):
     x, phrases, there = make_inputs(seed, counts=counts, h=4, w=3)
-    whole, stages = apply_many(PARAMS, x * scale, (phrases * scale, there))
+    whole, stages = jax.device_get(apply_many(PARAMS, x * scale, (phrases * scale, there)))
     assert np.isfinite(whole).all()
     for row in np.asarray(stages.located):
         assert sorted(row[:4]) == list(range(4))  # each of the four blocks once
@@ -298,7 +314,7 @@ PARAMS = make_params(ATTENTION, make_inputs()[0], make_inputs()[1:])
 
 def test_padding_makes_no_difference():
     x, phrases, there = make_inputs(counts=(4, 4, 4))
-    noise = 5 * jnp.ones((3, 9, TEXT)) * jnp.arange(9)[None, :, None]
+    noise = 5 * np.ones((3, 9, TEXT), np.float32) * np.arange(9, dtype=np.float32)[:, None]
     longer = jnp.concatenate([phrases[:, :4], noise], axis=1)
     alone = attend(PARAMS, x, (phrases[:, :4], there[:, :4]))[0]
     padded = attend(PARAMS, x, (longer, jnp.arange(13)[None] < jnp.full((3, 1), 4)))[0]
@@ -329,11 +345,12 @@ def test_the_mask_is_not_differentiated():
         x, phrases = x.astype(jnp.float64), phrases.astype(jnp.float64)
         params = jax.tree.map(lambda a: a.astype(jnp.float64), PARAMS)
 
+        @jax.jit
         def value(phrases):
             whole, _ = ATTENTION.apply({"params": params}, x, (phrases, there[:1]))
             return jnp.sum(jnp.sin(whole))
 
-        slope = jax.grad(value)(phrases)
+        slope = jax.jit(jax.grad(value))(phrases)
         step = jnp.zeros_like(phrases).at[0, 2, 3].set(1e-6)
         measured = (value(phrases + step) - value(phrases - step)) / 2e-6
         np.testing.assert_allclose(slope[0, 2, 3], measured, rtol=1e-5)
@@ -357,7 +374,7 @@ def test_a_search_starts_where_activations_are_strong():
         stages = ATTENTION.init_with_output(jax.random.key(seed), x)[0][1]
         return stages.located[0, 0]
 
-    located = jax.vmap(first_located)(jnp.arange(20))
+    located = jax.jit(jax.vmap(first_located))(jnp.arange(20))
     np.testing.assert_array_equal(located, np.full(20, 5))
 
 
@@ -395,6 +412,7 @@ def test_words_behind_a_phrase_make_no_difference():
     params = make_params(ENCODER, phrases, lengths)
     behind = jnp.arange(5)[None, None] >= lengths[..., None]
 
+    @jax.jit
     def embed(params, phrases):
         return ENCODER.apply({"params": params}, phrases, lengths)
 
@@ -427,10 +445,12 @@ def test_a_block_is_where_its_descriptors_are(pad):
     height, width = 5, 7
     rows, columns = np.mgrid[:height, :width]
     places = jnp.asarray(np.stack([columns + 1, rows + 1], -1)[None], jnp.float32)
-    far, _ = feature_blocks(places, pad=pad)
-    boxes = block_box(jnp.arange(far.shape[1]), map_size=(height, width), pad=pad)
+    blocks = jax.jit(partial(feature_blocks, pad=pad))
+    far, _ = blocks(places)
+    box = jax.jit(partial(block_box, map_size=(height, width), pad=pad))
+    boxes = box(jnp.arange(far.shape[1]))
     size = np.array([[width, height]])
     np.testing.assert_allclose(boxes[:, 2:] * size, far[0], atol=1e-5)
-    near, _ = feature_blocks(-places, pad=pad)
+    near, _ = blocks(-places)
     np.testing.assert_allclose(boxes[:, :2] * size, -near[0] - 1, atol=1e-5)
     assert not block_box(jnp.array(-1), map_size=(height, width)).any()

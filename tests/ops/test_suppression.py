@@ -12,10 +12,12 @@ from fgkd_jax.errors import UserError
 from fgkd_jax.ops import box_iou, multiclass_nms, nms, nms_per_class
 from fgkd_jax.ops.suppression import TILE
 
+overlap = jax.jit(box_iou)
+
 
 def greedy(boxes, scores, labels, threshold, limit, valid=None):
     """One box after the other, each against all that are kept."""
-    overlaps = np.asarray(box_iou(jnp.asarray(boxes), jnp.asarray(boxes)))
+    overlaps = np.asarray(overlap(boxes, boxes))
     kept = []
     for i in sorted(range(len(scores)), key=lambda i: (-scores[i], i)):
         if valid is not None and not valid[i]:
@@ -45,7 +47,10 @@ def survivors(kept):
     return np.asarray(kept.indices)[valid].tolist()
 
 
-run = jax.jit(nms_per_class, static_argnames=("iou_threshold", "max_outputs"))
+STATIC = ("iou_threshold", "max_outputs")
+run = jax.jit(nms_per_class, static_argnames=STATIC)
+run_alike = jax.jit(nms, static_argnames=STATIC)
+run_multiclass = jax.jit(multiclass_nms, static_argnames=(*STATIC, "score_threshold"))
 
 
 def case(golden, name, threshold):
@@ -70,18 +75,17 @@ def test_the_reference_keeps_the_same(shared, name):
 
 def test_the_reference_keeps_the_same_per_class(shared):
     golden = np.load(shared / "golden" / "detection" / "nms.npz")
-    boxes, scores = jnp.asarray(golden["batched_boxes"]), jnp.asarray(golden["batched_scores"])
-    labels = jnp.asarray(golden["batched_labels"].astype(np.int32))
+    boxes, scores = golden["batched_boxes"], golden["batched_scores"]
+    labels = golden["batched_labels"].astype(np.int32)
     kept = run(boxes, scores, labels, iou_threshold=0.5, max_outputs=100)
     assert survivors(kept) == golden["batched_gpu_keep"].tolist()
 
 
 def test_the_reference_makes_the_same_detections(shared):
     golden = np.load(shared / "golden" / "detection" / "nms.npz")
-    boxes = jnp.asarray(golden["mc_boxes"]).reshape(40, 5, 4)
-    found = multiclass_nms(
-        boxes,
-        jnp.asarray(golden["mc_scores"][:, :-1]),
+    found = run_multiclass(
+        golden["mc_boxes"].reshape(40, 5, 4),
+        golden["mc_scores"][:, :-1],
         iou_threshold=float(golden["mc_iou_thr"]),
         score_threshold=float(golden["mc_score_thr"]),
         max_outputs=int(golden["mc_max"]),
@@ -114,25 +118,25 @@ def test_ties_of_scores_and_of_overlaps(seed, threshold):
 def test_a_long_chain_within_a_tile():
     # Each box drops the next alone, so every second one stays: as many rounds as boxes.
     start = np.arange(100, dtype=np.float32)
-    boxes = jnp.asarray(np.stack([start, 0 * start, start + 2.5, 0 * start + 1], axis=1))
-    kept = nms(boxes, jnp.linspace(1.0, 0.0, 100), iou_threshold=0.3, max_outputs=100)
+    boxes = np.stack([start, 0 * start, start + 2.5, 0 * start + 1], axis=1)
+    scores = np.linspace(1.0, 0.0, 100, dtype=np.float32)
+    kept = run_alike(boxes, scores, iou_threshold=0.3, max_outputs=100)
     assert survivors(kept) == list(range(0, 100, 2))
 
 
 def test_scores_that_are_no_numbers():
-    boxes = jnp.asarray(make(5, side=1000.0)[0])
-    scores = jnp.array([0.1, jnp.nan, jnp.inf, -jnp.inf, 0.2])
-    kept = nms(boxes, scores, iou_threshold=0.9, max_outputs=5)
+    scores = np.array([0.1, np.nan, np.inf, -np.inf, 0.2], np.float32)
+    kept = run_alike(make(5, side=1000.0)[0], scores, iou_threshold=0.9, max_outputs=5)
     assert survivors(kept) == [2, 4, 0, 3]
 
 
 def test_nothing_to_keep():
-    boxes = jnp.zeros((0, 4))
-    assert survivors(nms(boxes, jnp.zeros(0), iou_threshold=0.5, max_outputs=3)) == []
-    boxes, scores, _ = (jnp.asarray(x) for x in make(5))
-    kept = nms(boxes, scores, iou_threshold=0.5, max_outputs=3, valid=jnp.zeros(5, bool))
+    none = np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
+    assert survivors(run_alike(*none, iou_threshold=0.5, max_outputs=3)) == []
+    boxes, scores, _ = make(5)
+    kept = run_alike(boxes, scores, iou_threshold=0.5, max_outputs=3, valid=np.zeros(5, bool))
     assert survivors(kept) == []
-    found = multiclass_nms(
+    found = run_multiclass(
         boxes[:, None], scores[:, None], iou_threshold=0.5, score_threshold=2.0, max_outputs=4
     )
     assert all(not np.asarray(x).any() for x in found)
@@ -140,10 +144,9 @@ def test_nothing_to_keep():
 
 def test_many_images_at_once():
     images = [make(2 * TILE + 3, seed) for seed in (1, 2, 3)]
-    boxes, scores, labels = (jnp.stack(x) for x in zip(*images, strict=True))
-    kept = jax.vmap(lambda *x: nms_per_class(*x, iou_threshold=0.4, max_outputs=50))(
-        boxes, scores, labels
-    )
+    boxes, scores, labels = (np.stack(x) for x in zip(*images, strict=True))
+    of_image = jax.vmap(lambda *x: nms_per_class(*x, iou_threshold=0.4, max_outputs=50))
+    kept = jax.device_get(jax.jit(of_image)(boxes, scores, labels))
     for index, image in enumerate(images):
         one = jax.tree.map(lambda x, index=index: x[index], kept)
         assert survivors(one) == greedy(*image, 0.4, 50)
@@ -152,13 +155,7 @@ def test_many_images_at_once():
 def test_boxes_of_half_precision_and_gradients_of_scores():
     boxes, scores, labels = make(40)
     half = boxes.astype(jnp.bfloat16)
-    kept = nms_per_class(
-        jnp.asarray(half),
-        jnp.asarray(scores),
-        jnp.asarray(labels),
-        iou_threshold=0.5,
-        max_outputs=9,
-    )
+    kept = run(half, scores, labels, iou_threshold=0.5, max_outputs=9)
     assert len(survivors(kept)) == 9
 
     def best(scores, boxes):
@@ -167,7 +164,7 @@ def test_boxes_of_half_precision_and_gradients_of_scores():
         )
         return jnp.sum(found.scores) + jnp.sum(found.boxes)
 
-    by_scores, by_boxes = jax.grad(best, (0, 1))(jnp.asarray(scores), jnp.asarray(boxes))
+    by_scores, by_boxes = jax.jit(jax.grad(best, (0, 1)))(scores, boxes)
     assert by_scores.sum() == 9
     assert by_boxes.sum() == 36
 
@@ -176,17 +173,15 @@ def test_one_box_for_all_classes():
     boxes, scores, _ = make(20)
     scores = np.stack([scores, 1 - scores], axis=1)
     options = {"iou_threshold": 0.3, "score_threshold": 0.4, "max_outputs": 15}
-    valid = jnp.arange(20) > 3
-    one = multiclass_nms(jnp.asarray(boxes)[:, None], jnp.asarray(scores), valid=valid, **options)
-    many = multiclass_nms(
-        jnp.asarray(boxes)[:, None].repeat(2, axis=1), jnp.asarray(scores), valid=valid, **options
-    )
+    valid = np.arange(20) > 3
+    one = run_multiclass(boxes[:, None], scores, valid=valid, **options)
+    many = run_multiclass(boxes[:, None].repeat(2, axis=1), scores, valid=valid, **options)
     for a, b in zip(one, many, strict=True):
         np.testing.assert_array_equal(a, b)
     flat = np.repeat(boxes, 2, axis=0)
-    part = (scores > 0.4) & np.asarray(valid)[:, None]
+    part = (scores > 0.4) & valid[:, None]
     expected = greedy(flat, scores.ravel(), np.tile([0, 1], 20), 0.3, 15, part.ravel())
-    np.testing.assert_array_equal(one.boxes[one.valid], flat[expected])
+    np.testing.assert_array_equal(np.asarray(one.boxes)[np.asarray(one.valid)], flat[expected])
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (4, 0)])

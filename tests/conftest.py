@@ -1,8 +1,9 @@
 """Settings of the whole test run: eight virtual devices, strict promotion, a compilation cache.
 
 Most of the time goes into compiling programs that run once, on small arrays, so that the compiler
-is told not to try hard, but for what is compared with references number by number, or what is said
-of compiled programs. With FGKD_TEST_OPTIMISE=1 all is compiled as users compile it.
+is told not to try hard, but for operators, losses, training steps that are compared with PyTorch's,
+and what is said of compiled programs. With FGKD_TEST_OPTIMISE=1 all is compiled as users compile
+it.
 """
 
 import contextlib

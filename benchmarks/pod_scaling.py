@@ -15,7 +15,8 @@ L-MCL with ResNet-50 takes most of an hour to compile, and its memory banks exch
 networks do. What they exchange does not depend on the networks: it is read off programs of narrow
 networks, which the compiler for TPU makes for each size of a slice, and what the gradients of
 ResNet-50 come to is added. What is in the folder is not compiled again. Results:
-`benchmarks/results/scaling_v5e.json` and `.md`.
+`benchmarks/results/scaling_v5e.json` and `.md`; with `--keep` nothing is compiled, and rows of
+which the folder has nothing stay as they are.
 """
 
 import argparse
@@ -47,27 +48,61 @@ NARROW = {
 """The same with narrow networks on small images, where exchanges are those of memory banks."""
 SLICES = {4: SMALLEST, 64: "v5e:8x8", 256: "v5e:16x16"}
 
+HEAD = (
+    "Made by `python benchmarks/pod_scaling.py --folder FOLDER`; nothing was run. The images of a",
+    "chip stay the same in number. Bytes are those that a chip sends by the compiler for v5e:2x2,",
+    "times the growth between programs for 4 and for more virtual devices. The share is that of",
+    "the interconnect at its published bandwidth, all links busy, in a step that exchanges only",
+    "when it does not compute; the time of a chip by itself is the longer of arithmetic and",
+    "memory at their published rates. What a message costs besides its bytes is not published and",
+    "not counted: the number of exchanges is given instead, that of the programs for virtual",
+    "devices.",
+    "",
+    "L-MCL is put together: exchanges of memory banks are those of narrow networks by the",
+    "compiler for TPU, at each size; gradients and the time of a chip by itself are those of",
+    "ResNet-50 by the one for v5e:2x2, with what narrow networks compute and read more or less",
+    "than on that slice with banks placed as there. Statistics of batch norm over several chips",
+    "are left out.",
+    "",
+    "What a chip holds before a step (parameters, optimiser's state, banks, its batch) and what",
+    "it needs in all are of the program for TPU, where there is one; for L-MCL of narrow",
+    "networks, so that it is next to nothing but the memory of banks and of what is contrasted.",
+)
+
 READING = (
     "For TASN what is sent hardly depends on the number of chips, for it is the gradients: up to",
-    "256 chips they are below 2% of a step. Groups of batch norm within a chip save next to no",
-    "bytes and nearly all messages (281 all-reduces become 4); they change what is learned where a",
-    "group becomes small.",
+    "256 chips they are below 2% of a step. Sharing parameters sends an eighth more and saves",
+    "0.24 GB a chip: with networks of this size it is worth it at no number of chips up to 256,",
+    "only where parameters and the optimiser's state would not fit.",
     "",
-    "L-MCL's chips share the dimensions of its memory banks, as long as their number divides 128.",
-    "Then each chip sends the candidates that the others contrast with, the same bytes at any",
-    "size, and the gradients of all products of the whole batch, which grow with the number of",
-    "chips: at 64 they are most of what is sent. 256 chips do not divide the dimensions; each",
-    "holds the banks whole, 1.3 GB, and hardly anything but gradients is sent, less in all than by",
-    "4 chips. Kept whole on 64 chips, banks would save most of the exchange; there, sharing them",
-    "is not worth the memory that it saves.",
+    "Groups of batch norm within a chip save next to no bytes at any size, and nearly all",
+    "messages: 281 all-reduces become 4. The 277 come to 1% of the step if one costs 2",
+    "microseconds, which is not published. They change what is learned where a group becomes",
+    "small: below 16 images, by Wu and He, Group Normalization, 2018. With 24 or 64 images a",
+    "chip, groups of a chip can be used from 4 chips on; with fewer, groups of several chips.",
+    "",
+    "L-MCL's banks are best held whole by every chip, 1.3 GB, at every size: then gradients are",
+    "what is sent. Chips that share their dimensions read a few numbers of each candidate of the",
+    "whole batch, rows shorter than TPU's 128 lanes: by the compiler's count a chip reads four",
+    "times as much in a step at 4 chips and 46 times at 64, sends 1.9 and 4.6 times the bytes,",
+    "and needs 2.3 and 2.8 times the memory in all. Sharing is for banks that do not fit, on few",
+    "chips.",
 )
 """What the table says, for the results that lie beside this script."""
 
 VARIANTS = {
     "norm": "statistics of batch norm of each chip by itself",
     "fsdp": "parameters shared by all chips",
+    "split": "memory banks shared by all chips",
 }
-SHARED = "fsdp"
+SHARED, SPLIT = "fsdp", "split"
+LABELS = (
+    *map(str, COUNTS),
+    "64_norm",
+    *(f"{count}_{SHARED}" for count in COUNTS),
+    *(f"{count}_{SPLIT}" for count in COUNTS[:2]),  # banks have fewer dimensions than 256
+)
+"""Rows: the number of chips, and the variant."""
 QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 """What is made for virtual devices is looked at and not run."""
 
@@ -113,6 +148,10 @@ def compile_all(folder: Path) -> None:
             batch = f"--config.train.batch_size={images * count}"
             output = folder / f"{name}_narrow_{count}.json"
             compile_one(output, narrow, where, [batch, *overrides])
+            if f"{count}_{SPLIT}" in LABELS:
+                split = ["--config.mesh.split_state=True"]
+                output = folder / f"{name}_narrow_{count}_{SPLIT}.json"
+                compile_one(output, narrow, where, [batch, *overrides, *split])
 
 
 def read(folder: Path, name: str) -> dict[str, Any] | None:
@@ -141,11 +180,11 @@ def sent(step: dict[str, Any]) -> int:
     return sum(one["bytes_sent"] for one in step["collectives"].values())
 
 
-def on_paper(tpu: dict[str, Any], moved: float) -> dict[str, float]:
+def on_paper(work: dict[str, float], moved: float) -> dict[str, float]:
     """Estimates a step in which a chip sends so many bytes.
 
     Args:
-      tpu: the step, compiled for the smallest slice.
+      work: `flops` and `bytes_accessed` of a chip.
       moved: the bytes.
 
     Returns:
@@ -154,7 +193,7 @@ def on_paper(tpu: dict[str, Any], moved: float) -> dict[str, float]:
       when the chip does not compute.
     """
     chip = CHIPS[CHIP]
-    busy = max(tpu["flops"] / chip.peak_flops, tpu["bytes_accessed"] / chip.hbm_bandwidth)
+    busy = max(work["flops"] / chip.peak_flops, work["bytes_accessed"] / chip.hbm_bandwidth)
     seconds = moved / chip.ici_bandwidth
     return {
         "bytes_sent": moved,
@@ -213,45 +252,56 @@ def sent_by_a_chip(folder: Path, name: str, label: str, tpu: dict[str, Any]) -> 
         return sent_sharing(step, int(count)) if step else None
     if name in NARROW:
         narrow = read(folder, f"{name}_narrow_{label}")
-        return sent(narrow) + summed(tpu, int(label)) if narrow else None
+        return sent(narrow) + summed(tpu, int(count)) if narrow else None
     step, smallest = read(folder, f"{name}_{label}"), read(folder, f"{name}_{COUNTS[0]}")
     return sent(tpu) * sent(step) / sent(smallest) if step and smallest else None
 
 
-def collect(folder: Path) -> dict[str, Any]:
+def work_of_a_chip(tpu: dict[str, Any], base: Any, narrow: Any) -> dict[str, float]:
+    """Counts what a chip computes and reads.
+
+    Args:
+      tpu: the step, compiled for the smallest slice.
+      base: that of narrow networks on the same slice, banks placed alike; None for no other work
+        than that of `tpu`.
+      narrow: that of narrow networks in question, or None.
+
+    Returns:
+      `flops` and `bytes_accessed`: of `tpu`, and what narrow networks have more or less.
+    """
+    kinds = ("flops", "bytes_accessed")
+    if not (base and narrow):
+        return {kind: tpu[kind] for kind in kinds}
+    return {kind: tpu[kind] + narrow[kind] - base[kind] for kind in kinds}
+
+
+def collect(folder: Path, before: dict[str, Any] | None = None) -> dict[str, Any]:
     """Puts results together.
 
     Args:
       folder: where they are kept.
+      before: what this function returned of another folder: rows of which this one has nothing.
 
     Returns:
       By config: what was compiled, and the estimates.
     """
     found: dict[str, Any] = {}
     for name, (config, images, _) in CONFIGS.items():
-        tpu = read(folder, f"{name}_tpu")
+        stored = (before or {}).get(name, {})
+        tpu = read(folder, f"{name}_tpu") or stored.get(SMALLEST)
         if tpu is None:
             continue
         rows = {}
-        labels = [*map(str, COUNTS), "64_norm", *(f"{count}_{SHARED}" for count in COUNTS)]
-        for label in labels:
-            shares = label.endswith(SHARED)
-            step = read(folder, f"{name}_{SHARED if shares else label}")
-            narrow = read(folder, f"{name}_narrow_{label}")
-            moved = sent_by_a_chip(folder, name, label, tpu)
-            if step is None and narrow is None:
-                continue
-            rows[label] = {
-                "collectives": step["collectives"] if step else None,
-                "memory_of_virtual_device": None if shares or not step else step["memory"]["total"],
-                "memory_of_a_chip_of_four": step["memory"]["total"] if shares and step else None,
-                "narrow": narrow["collectives"] if narrow else None,
-                "on_paper": on_paper(tpu, moved) if moved is not None else None,
-            }
+        for label in LABELS:
+            made = compiled_row(folder, name, label, tpu)
+            merged = {**stored.get("chips", {}).get(label, {}), **made}
+            if merged.get("collectives") or merged.get("narrow"):
+                rows[label] = merged
         kept = ("flops", "bytes_accessed", "memory", "collectives", "compile_seconds")
         smallest = {one: tpu[one] for one in kept}
         if name in NARROW:  # the others are read off narrow networks
             smallest["collectives"] = {"all-reduce": tpu["collectives"]["all-reduce"]}
+            smallest["banks"] = tpu.get("banks", "whole")
         found[name] = {
             "config": config,
             "images_of_a_chip": images,
@@ -259,6 +309,42 @@ def collect(folder: Path) -> dict[str, Any]:
             "chips": rows,
         }
     return found
+
+
+def compiled_row(folder: Path, name: str, label: str, tpu: dict[str, Any]) -> dict[str, Any]:
+    """Puts one row together.
+
+    Args:
+      folder: where results are kept.
+      name: of the config.
+      label: one of `LABELS`.
+      tpu: the step, compiled for the smallest slice.
+
+    Returns:
+      What is known of it: exchanges of the program, the memory of a virtual device, that of a chip
+      where there is a program for TPU (`arguments` is what it holds before the step), exchanges of
+      narrow networks, the estimate.
+    """
+    step = read(folder, f"{name}_{SHARED if label.endswith(SHARED) else label}")
+    narrow = read(folder, f"{name}_narrow_{label}")
+    on_tpu = narrow
+    if name not in NARROW and label.partition("_")[0] == str(COUNTS[0]):
+        on_tpu = step if label.endswith(SHARED) else tpu
+    known: dict[str, Any] = {}
+    if step:
+        known["collectives"] = step["collectives"]
+        if not label.endswith(SHARED):
+            known["memory_of_virtual_device"] = step["memory"]["total"]
+    if on_tpu:
+        known["memory_of_a_chip"] = {one: on_tpu["memory"][one] for one in ("arguments", "total")}
+    if narrow:
+        known["narrow"] = narrow["collectives"]
+    moved = sent_by_a_chip(folder, name, label, tpu)
+    if moved is not None:
+        split = f"_{SPLIT}" if tpu.get("banks") == SPLIT else ""
+        base = read(folder, f"{name}_narrow_{COUNTS[0]}{split}")
+        known["on_paper"] = on_paper(work_of_a_chip(tpu, base, narrow), moved)
+    return known
 
 
 def disagreement(found: dict[str, Any]) -> float | None:
@@ -274,7 +360,7 @@ def disagreement(found: dict[str, Any]) -> float | None:
     kinds = ("all-gather", "all-to-all")
     differences = []
     for row in (row for one in found.values() for row in one["chips"].values()):
-        if row["narrow"] and row["collectives"]:
+        if row.get("narrow") and row.get("collectives"):
             narrow, whole = (
                 sum(programs[kind]["bytes"] for kind in kinds if kind in programs)
                 for programs in (row["narrow"], row["collectives"])
@@ -295,28 +381,19 @@ def table(found: dict[str, Any]) -> str:
     lines = [
         "# What a train step exchanges as a pod grows",
         "",
-        "Made by `python benchmarks/pod_scaling.py --folder FOLDER`; nothing was run. The images",
-        "of a chip stay the same in number. Bytes are those that a chip sends by the compiler for",
-        f"{SMALLEST}, times the growth between programs for 4 and for more virtual devices. The",
-        "share is that of the interconnect at its published bandwidth, all links busy, in a step",
-        "that exchanges only when it does not compute; the time of a chip by itself is the longer",
-        "of arithmetic and memory at their published rates. What a message costs besides its",
-        "bytes is not published and not counted: the number of exchanges is given instead, that",
-        "of the programs for virtual devices. L-MCL's bytes are those of narrow networks by the",
-        "compiler for TPU, at each size, and those of the gradients of ResNet-50 by the one for",
-        f"{SMALLEST}; statistics of batch norm over several chips are left out.",
+        *HEAD,
         "",
         "| config | chips | variant | exchanges | MB sent by a chip | interconnect | by itself "
-        "| share |",
-        "|" + " --- |" * 8,
+        "| share | MB held | MB in all |",
+        "|" + " --- |" * 10,
     ]
     for one in found.values():
         for label, row in one["chips"].items():
             count, _, variant = label.partition("_")
-            exchanges = row["collectives"] or row["narrow"]
+            exchanges = row.get("collectives") or row["narrow"]
             kinds = ", ".join(f"{c['count']} {kind}" for kind, c in exchanges.items())
-            kinds += "" if row["collectives"] else " (of narrow networks)"
-            paper = row["on_paper"]
+            kinds += "" if row.get("collectives") else " (of narrow networks)"
+            paper = row.get("on_paper")
             cells = ["unknown"] * 4
             if paper:
                 cells = [
@@ -327,6 +404,10 @@ def table(found: dict[str, Any]) -> str:
                 ]
             what = VARIANTS.get(variant, "as configured")
             head = f"| {one['config']}, {one['images_of_a_chip']} a chip | {count} | {what} "
+            memory = row.get("memory_of_a_chip")
+            cells += [
+                f"{memory[one] / 1e6:.0f}" if memory else "" for one in ("arguments", "total")
+            ]
             lines.append(f"{head}| {kinds} | {' | '.join(cells)} |")
     apart = disagreement(found)
     if apart is not None:
@@ -348,8 +429,10 @@ def main() -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     if not options.keep:
         compile_all(options.folder)
-    found = collect(options.folder)
-    RESULTS.joinpath("scaling_v5e.json").write_text(json.dumps(found, indent=1) + "\n")
+    path = RESULTS / "scaling_v5e.json"
+    before = json.loads(path.read_text()) if options.keep and path.is_file() else None
+    found = collect(options.folder, before)
+    path.write_text(json.dumps(found, indent=1) + "\n")
     RESULTS.joinpath("scaling_v5e.md").write_text(table(found))
 
 

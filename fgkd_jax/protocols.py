@@ -236,11 +236,11 @@ class TextMethod(Protocol):
 
 @runtime_checkable
 class SplitMethod(Protocol):
-    """A method with state too large to be held whole by every device.
+    """A method with state that may be too large to be held whole by every device.
 
     Attributes:
-      split_axes: for collections of its state that devices share, the axis of their arrays that
-        is divided.
+      split_axes: for collections of its state that devices share with `mesh.split_state`, the
+        axis of their arrays that is divided.
     """
 
     split_axes: ClassVar[Mapping[str, int]]

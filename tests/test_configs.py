@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import math
 
 import jax
@@ -16,7 +17,7 @@ from fgkd_jax.cli.experiment import experiment_to_dict, parse_experiment
 from fgkd_jax.data.base import DatasetInfo
 from fgkd_jax.errors import UserError
 from fgkd_jax.methods.defeat_options import strides_of
-from fgkd_jax.train.init import abstract_variables
+from fgkd_jax.train.init import abstract_variables, state_sharding
 from fgkd_jax.train.sharding import MeshOptions, make_mesh
 
 NAMES = sorted(path.stem for path in config_folder().glob("*.py"))
@@ -53,13 +54,19 @@ def assert_like(new, state):
     )
 
 
+@functools.cache
+def prepared(name):
+    """The run of a config by its shapes, on as many devices as its batch divides by."""
+    experiment = load_config(name, list(OVERRIDES.get(name, ())))
+    count = math.gcd(experiment.train.batch_size, len(jax.devices()))
+    mesh = make_mesh(experiment.mesh, devices=jax.devices()[:count])
+    return abstract_run(experiment, mesh=mesh, sizes_of=SIZES_OF.get(name))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_step_on_its_mesh_has_consistent_shapes(name):
-    experiment = load_config(name, list(OVERRIDES.get(name, ())))
-    size = experiment.train.batch_size
-    count = math.gcd(size, len(jax.devices()))
-    mesh = make_mesh(experiment.mesh, devices=jax.devices()[:count])
-    run = abstract_run(experiment, mesh=mesh, sizes_of=SIZES_OF.get(name))
+    run = prepared(name)
+    size = len(run.batch["label" if "label" in run.batch else "image"])
     new, metrics = jax.eval_shape(run.steps.train_step, run.state, run.batch)
     assert_like(new, run.state)
     if run.steps.meta_step is not None:
@@ -77,18 +84,17 @@ def test_the_step_on_its_mesh_has_consistent_shapes(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_devices_can_share_the_parameters_of_every_config(name):
-    experiment = load_config(name, [*OVERRIDES.get(name, ()), "--config.train.batch_size=8"])
-    options = MeshOptions(fsdp=8)
-    mesh = make_mesh(options)
-    train = dataclasses.replace(experiment.train, batch_size=8, accumulate=1)
-    run = abstract_run(
-        dataclasses.replace(experiment, mesh=options, train=train),
-        mesh=mesh,
-        sizes_of=SIZES_OF.get(name),
+    run, options = prepared(name), MeshOptions(fsdp=8)
+    placed = state_sharding(
+        run.method,
+        run.state.variables(),
+        mesh=make_mesh(options),
+        placement=options,
+        optimizer=run.steps.optimizer,
     )
     for part in ("params", "opt_state"):
         described = jax.tree.leaves(getattr(run.state, part))
-        shardings = jax.tree.leaves(getattr(run.steps.placed, part))
+        shardings = jax.tree.leaves(getattr(placed, part))
         for leaf, sharding in zip(described, shardings, strict=True):
             parts = 8 if leaf.size >= options.whole_below else 1
             assert np.prod(sharding.shard_shape(leaf.shape)) == leaf.size // parts, leaf.shape

@@ -28,10 +28,11 @@ class BankOptions(MutualOptions):
     of 128 dimensions) 2,148,007,936 bytes in one gather from banks of 1,311,915,008 bytes
     (`gather_bytes`, `bank_bytes`).
 
-    On several devices each holds all rows, and a share of the dimensions where their number divides
-    d: then a gather stays on the device, and what it gathered for others is exchanged, as many
-    bytes on 64 devices as on 4; on the way back the gradients of all products are, which grow with
-    the batch (`benchmarks/results/scaling_v5e.md`). Split by rows, the bank would be gathered whole
+    On several devices each holds the banks whole, and with `mesh.split_state` all rows and a share
+    of the dimensions, where their number divides d. Then a gather stays on the device, for the
+    candidates of the whole batch, whose short rows a TPU pads; what it gathered for others is
+    exchanged, and on the way back the gradients of all products. It is for banks that do not fit
+    otherwise (`benchmarks/results/scaling_v5e.md`). Split by rows, the bank would be gathered whole
     in every step.
 
     Attributes, besides those of `MutualOptions`, of which `contrast_groups` has no meaning here:

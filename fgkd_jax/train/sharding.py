@@ -58,15 +58,15 @@ class MeshOptions:
         is not worth a message of their own.
       rules: exceptions for parameters by their path; of several that match, the first holds.
       split_state: whether all devices share the collections that a method names (`split_axes`),
-        such as memory banks; otherwise each holds them whole, which takes memory and fewer bytes
-        to exchange.
+        such as memory banks. By default each holds them whole: a device that has a share computes
+        with it for the whole batch, so that what it reads grows with the number of devices.
     """
 
     data: int = -1
     fsdp: int = 1
     whole_below: int = 2**16
     rules: tuple[ShardRule, ...] = ()
-    split_state: bool = True
+    split_state: bool = False
 
     def __post_init__(self) -> None:
         if self.data != -1 and self.data < 1:

@@ -26,15 +26,15 @@ def test_the_committed_table_is_that_of_the_committed_results(scaling):
             assert one["chips"][count]["on_paper"]["bytes_sent"] > 0
 
 
-def write(folder, name, **kinds):
+def write(folder, name, held=5, read=2 * 819e9, **kinds):
     collectives = {
         kind.replace("_", "-"): {"count": 1, "bytes": size, "bytes_sent": sent}
         for kind, (size, sent) in kinds.items()
     }
     step = {
         "flops": 197e12,
-        "bytes_accessed": 2 * 819e9,
-        "memory": {"total": 7},
+        "bytes_accessed": read,
+        "memory": {"total": 7, "arguments": held},
         "compile_seconds": 1.0,
         "collectives": collectives,
     }
@@ -67,8 +67,8 @@ def test_what_chips_send_that_share_parameters_is_that_of_the_compiler_for_tpu(s
         expected = 2 * (n - 1) / n * (6400 + 8)
         assert rows[label]["on_paper"]["bytes_sent"] == pytest.approx(expected)
     assert rows["4_fsdp"]["on_paper"]["bytes_sent"] == 9612
-    assert rows["4_fsdp"]["memory_of_a_chip_of_four"] == 7
-    assert rows["4_fsdp"]["memory_of_virtual_device"] is None
+    assert rows["4_fsdp"]["memory_of_a_chip"] == {"arguments": 5, "total": 7}
+    assert not {"memory_of_virtual_device", "memory_of_a_chip"} & rows["64_fsdp"].keys()
 
 
 def test_banks_exchange_as_with_narrow_networks_and_gradients_as_they_are(scaling, tmp_path):
@@ -83,9 +83,49 @@ def test_banks_exchange_as_with_narrow_networks_and_gradients_as_they_are(scalin
     assert rows["256"]["on_paper"]["bytes_sent"] == 3 + 2 * 255 / 256 * 1000
     text = scaling.table({"lmcl": found})
     assert "| 256 | as configured | 1 all-gather (of narrow networks) | 0.0 |" in text
+    assert rows["4"]["memory_of_a_chip"] == {"arguments": 5, "total": 7}
     assert "64" not in rows
     assert scaling.disagreement({"lmcl": found}) == pytest.approx(0.2)
     assert "\ndiffer by at most 20.0%." in text
+
+
+def test_rows_of_which_a_folder_has_nothing_stay(scaling, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    write(first, "lmcl_tpu", all_reduce=(1000, 1500))
+    write(first, "lmcl_narrow_4", all_gather=(400, 300))
+    write(first, "lmcl_narrow_64", all_gather=(400, 390))
+    write(first, "lmcl_64", all_to_all=(500, 375))
+    before = scaling.collect(first)
+    assert scaling.collect(second, before) == before
+    write(second, "lmcl_narrow_4", all_gather=(400, 300))
+    write(second, "lmcl_narrow_64", all_gather=(300, 290))
+    write(second, "lmcl_narrow_64_split", held=8, read=5 * 819e9, all_gather=(8, 7))
+    rows = scaling.collect(second, before)["lmcl"]["chips"]
+    assert list(rows) == ["4", "64", "64_split"]
+    assert rows["4"] == before["lmcl"]["chips"]["4"]
+    assert rows["64"]["collectives"] == before["lmcl"]["chips"]["64"]["collectives"]
+    assert rows["64"]["narrow"]["all-gather"]["bytes"] == 300
+    assert rows["64_split"]["on_paper"]["bytes_sent"] == 7 + 2 * 63 / 64 * 1000
+    assert rows["64_split"]["memory_of_a_chip"] == {"arguments": 8, "total": 7}
+    text = scaling.table(scaling.collect(second, before))
+    assert "| 64 | memory banks shared by all chips | 1 all-gather (of narrow networks) |" in text
+
+
+def test_a_chip_by_itself_does_what_narrow_networks_do_more(scaling, tmp_path):
+    write(tmp_path, "lmcl_tpu", read=9 * 819e9, all_reduce=(1000, 1500))
+    write(tmp_path, "lmcl_narrow_4", read=2 * 819e9, all_gather=(400, 300))
+    write(tmp_path, "lmcl_narrow_4_split", read=5 * 819e9, all_gather=(400, 300))
+    rows = scaling.collect(tmp_path)["lmcl"]["chips"]
+    seconds = {label: row["on_paper"]["compute_seconds"] for label, row in rows.items()}
+    assert seconds == {"4": 9, "4_split": 12}
+    stored = scaling.collect(tmp_path)
+    stored["lmcl"][scaling.SMALLEST]["banks"] = "split"  # what was compiled of ResNet-50
+    (tmp_path / "lmcl_tpu.json").unlink()
+    rows = scaling.collect(tmp_path, stored)["lmcl"]["chips"]
+    seconds = {label: row["on_paper"]["compute_seconds"] for label, row in rows.items()}
+    assert seconds == {"4": 6, "4_split": 9}
 
 
 def test_nothing_compiled_is_nothing_told(scaling, tmp_path):

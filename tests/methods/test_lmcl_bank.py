@@ -268,12 +268,13 @@ def test_eight_devices_equal_one():
     optimizer = optax.sgd(0.1, momentum=0.9)
     spec = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype), batch)
     results = []
-    for devices in (1, 8):
-        mesh = make_mesh(MeshOptions(data=devices))
+    for options in (MeshOptions(data=1), MeshOptions(), MeshOptions(split_state=True)):
+        mesh, shares = make_mesh(options), 8 if options.split_state else 1
         state = initial_state(
-            jax.random.key(3), method, optimizer, spec, mesh=mesh, constants=constants
-        )
-        placed = state_sharding(method, state.variables(), mesh=mesh)
+            jax.random.key(3), method, optimizer, spec, mesh=mesh, constants=constants,
+            placement=options,
+        )  # fmt: skip
+        placed = state_sharding(method, state.variables(), mesh=mesh, placement=options)
         split, everywhere = batch_sharding(mesh), replicated(mesh)
         step = jax.jit(
             make_train_step(method, optimizer),
@@ -289,12 +290,16 @@ def test_eight_devices_equal_one():
         state, _ = step(state, put)
         state, metrics = meta(state, put, put)
         rows = state.model_state["banks"]["rows"]
-        assert rows.addressable_shards[0].data.shape == (2, size, dims // devices)
+        assert rows.addressable_shards[0].data.shape == (2, size, dims // shares)
         results.append(jax.device_get((state.params, state.model_state, metrics)))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=3e-6 * max(1, np.abs(b).max())),
-        *results,
-    )
+    for result in results[1:]:
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(
+                a, b, rtol=0, atol=3e-6 * max(1, np.abs(b).max())
+            ),
+            result,
+            results[0],
+        )
 
 
 @pytest.mark.parametrize(

@@ -173,8 +173,8 @@ def test_eight_devices_equal_one(accumulate):
     step = make_train_step(method, optimizer, accumulate=accumulate)
     spec = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype), batch)
     results = []
-    for options in (MeshOptions(data=1), MeshOptions(data=8, split_state=False), MeshOptions()):
-        mesh, shares = make_mesh(options), 8 if options == MeshOptions() else 1
+    for options in (MeshOptions(data=1), MeshOptions(), MeshOptions(split_state=True)):
+        mesh, shares = make_mesh(options), 8 if options.split_state else 1
         state = initial_state(
             jax.random.key(3), method, optimizer, spec, mesh=mesh, constants=constants,
             placement=options,
@@ -208,7 +208,8 @@ def test_eight_devices_equal_one(accumulate):
 
 def test_a_bank_that_the_devices_do_not_divide_is_on_each_of_them(batch, variables):
     mesh = make_mesh(MeshOptions(data=3))
-    placed = state_sharding(make_method(), variables, mesh=mesh)
+    options = MeshOptions(data=3, split_state=True)
+    placed = state_sharding(make_method(), variables, mesh=mesh, placement=options)
     assert placed.model_state["banks"]["rows"] == placed.params == replicated(mesh)
 
 

@@ -1,23 +1,29 @@
 """How the processes of a run find each other through their coordinator."""
 
+import contextlib
 import os
 import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import NoReturn
 
 import jax
 from jax._src.distributed import global_state  # JAX has no public name for what it detected
 
-from fgkd_jax.errors import FAILED, PeersMissing, UserError
+from fgkd_jax.errors import EXIT_STATUS, FAILED, PeersMissing, Preempted, UserError
 from fgkd_jax.train.places import Place, split_address
+from fgkd_jax.train.termination import Termination
+
+_POLL_SECONDS = 0.1
 
 
 def connect(place: Place, *, timeout: float, heartbeat: int) -> None:
     """Connects this process to the others, by `jax.distributed`.
 
-    The process ends with a line of its own where not all of them come in time.
+    The process ends with a line of its own where not all of them come in time, and with the status
+    of `Preempted` where SIGTERM comes before they do.
 
     Args:
       place: where the process stands.
@@ -28,6 +34,11 @@ def connect(place: Place, *, timeout: float, heartbeat: int) -> None:
       UserError: JAX finds no place for this process, or computed already.
       PeersMissing: the coordinator cannot be reached in time, or its port is taken.
     """
+    with _stopping_at_once():
+        _connect(place, timeout=timeout, heartbeat=heartbeat)
+
+
+def _connect(place: Place, *, timeout: float, heartbeat: int) -> None:
     started = time.monotonic()
     if place.coordinator and place.process_id:
         _reach(place.coordinator, timeout=timeout)
@@ -60,6 +71,29 @@ def connect(place: Place, *, timeout: float, heartbeat: int) -> None:
         jax.config.update("jax_enable_preemption_service", enabled)
 
 
+@contextlib.contextmanager
+def _stopping_at_once() -> Iterator[None]:
+    """Lets SIGTERM end the process, also where compiled code waits for the others."""
+    termination, met = Termination(lambda number, frame: None, watched=True), threading.Event()
+
+    def watch() -> None:
+        while True:
+            over = met.wait(_POLL_SECONDS)
+            if termination.came():
+                _end("stopped: SIGTERM came before all processes did", EXIT_STATUS[Preempted])
+            if over:
+                return
+
+    watching = threading.Thread(target=watch, daemon=True, name="fgkd-meeting")
+    watching.start()
+    try:
+        yield
+    finally:
+        met.set()
+        watching.join()
+        termination.give_back()
+
+
 def _reach(address: str, *, timeout: float) -> None:
     """Waits until the coordinator listens."""
     host, port = split_address(address)
@@ -82,9 +116,11 @@ def _detected() -> str:
 def _give_up(place: Place, timeout: float) -> NoReturn:
     """Ends the process where its peers do not come: JAX cannot be called off."""
     where, count = place.coordinator or _detected(), place.num_processes or "its"
-    sys.stderr.write(
-        f"fgkd: error: coordinator {where}: not all of {count} processes came within "
-        f"{timeout:g} s\n"
-    )
+    reason = f"not all of {count} processes came within {timeout:g} s"
+    _end(f"error: coordinator {where}: {reason}", FAILED)
+
+
+def _end(line: str, status: int) -> NoReturn:
+    sys.stderr.write(f"fgkd: {line}\n")
     sys.stderr.flush()
-    os._exit(FAILED)
+    os._exit(status)

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 
-from fgkd_jax.errors import Preempted, UserError, told
+from fgkd_jax.errors import EXIT_STATUS, Preempted, UserError, told
 from fgkd_jax.train import distributed
 from fgkd_jax.train.places import Place, ProcessOptions, find_place, shows_a_job_of_several
 from fgkd_jax.train.processes import check_same, check_shared, gather
@@ -260,6 +260,30 @@ def test_a_coordinator_that_nobody_comes_to_says_so(tmp_path):
     line = f"fgkd: error: coordinator {address}: not all of 2 processes came within 1 s"
     assert said(done.stderr) == [line]
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_sigterm_ends_a_process_that_waits_to_meet_the_others(rank):
+    address = f"127.0.0.1:{free_port()}"
+    script = (
+        "import fgkd_jax.train.meeting as m; from fgkd_jax.train.places import *\n"
+        "from fgkd_jax.train import distributed as d\n"
+        "wait = m._connect\n"
+        "m._connect = lambda *a, **k: (print('waits', flush=True), wait(*a, **k))\n"
+        f"with d.job(ProcessOptions({address!r}, 2, {rank}, timeout=60.0)): pass"
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, **pipes, env=environment()) as process:
+        try:
+            assert process.stdout.readline() == "waits\n"
+            time.sleep(0.5)
+            process.send_signal(signal.SIGTERM)
+            _, errors = process.communicate(timeout=20)
+        finally:
+            process.kill()
+    assert process.returncode == EXIT_STATUS[Preempted]
+    assert said(errors) == ["fgkd: stopped: SIGTERM came before all processes did"]
 
 
 def test_a_process_alone_stops_at_sigterm_and_gives_the_signal_back():

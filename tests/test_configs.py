@@ -100,6 +100,16 @@ def test_the_devices_can_share_the_parameters_of_every_config(name):
             assert np.prod(sharding.shard_shape(leaf.shape)) == leaf.size // parts, leaf.shape
 
 
+@pytest.mark.parametrize("name", ["mcl_cifar10:dml,wrn_16_2", "lmcl_cifar10:wrn_16_2"])
+def test_named_networks_learn_all_of_cifar10(name):
+    few, every = load_config(name.partition(":")[0], []), load_config(name, [])
+    assert [one["name"] for one in few.method.networks] == ["cifar_resnet20"] * 2
+    assert [one["name"] for one in every.method.networks] == ["wrn_16_2"] * 2
+    assert few.data.train_fraction == pytest.approx(10_000 / 48_000)
+    assert every.data.train_fraction == 1.0
+    assert every.train.steps == 30 * 48_000 // every.train.batch_size
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_an_experiment_survives_its_own_json(name):
     experiment = load_config(name)

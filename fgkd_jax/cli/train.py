@@ -64,23 +64,31 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
     Raises:
       UserError: an argument is wrong.
     """
-    from fgkd_jax.cli.config import load_config
-    from fgkd_jax.cli.processes import process_options
-    from fgkd_jax.cli.session import use_platform
-    from fgkd_jax.train import distributed
+    from fgkd_jax.train.termination import ending_at_once
 
     stray = [argument for argument in arguments if not argument.startswith("--config.")]
     if stray:
         raise UserError(f"fgkd train takes no argument '{stray[0]}'; see fgkd train --help")
     config = require(values, "config", command="train")
     workdir = require(values, "workdir", command="train")
-    experiment = load_config(config, arguments)
+    with ending_at_once("stopped: SIGTERM came before training began"):
+        _train(values, arguments, config=config, workdir=workdir)
+    return 0
+
+
+def _train(values: flags.FlagValues, overrides: list[str], *, config: str, workdir: str) -> None:
+    # JAX takes seconds to import, in which SIGTERM is no failure either.
+    from fgkd_jax.cli.config import load_config
+    from fgkd_jax.cli.processes import process_options
+    from fgkd_jax.cli.session import use_platform
+    from fgkd_jax.train import distributed
+
+    experiment = load_config(config, overrides)
     with distributed.job(process_options(values)) as job:
         use_platform(get(values, "device"), cache=get(values, "compilation_cache"))
         summary = run_experiment(experiment, workdir=workdir, job=job)
         if job.rank == 0:
             print(render_summary(summary))
-    return 0
 
 
 def run_experiment(experiment: Any, *, workdir: str, job: Any = None) -> dict[str, Any]:

@@ -1,9 +1,7 @@
 """How the processes of a run find each other through their coordinator."""
 
 import contextlib
-import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +12,7 @@ from jax._src.distributed import global_state  # JAX has no public name for what
 
 from fgkd_jax.errors import EXIT_STATUS, FAILED, PeersMissing, Preempted, UserError
 from fgkd_jax.train.places import Place, split_address
-from fgkd_jax.train.termination import Termination
+from fgkd_jax.train.termination import Termination, end_process
 
 _POLL_SECONDS = 0.1
 
@@ -80,7 +78,8 @@ def _stopping_at_once() -> Iterator[None]:
         while True:
             over = met.wait(_POLL_SECONDS)
             if termination.came():
-                _end("stopped: SIGTERM came before all processes did", EXIT_STATUS[Preempted])
+                line = "stopped: SIGTERM came before all processes did"
+                end_process(line, EXIT_STATUS[Preempted])
             if over:
                 return
 
@@ -117,10 +116,4 @@ def _give_up(place: Place, timeout: float) -> NoReturn:
     """Ends the process where its peers do not come: JAX cannot be called off."""
     where, count = place.coordinator or _detected(), place.num_processes or "its"
     reason = f"not all of {count} processes came within {timeout:g} s"
-    _end(f"error: coordinator {where}: {reason}", FAILED)
-
-
-def _end(line: str, status: int) -> NoReturn:
-    sys.stderr.write(f"fgkd: {line}\n")
-    sys.stderr.flush()
-    os._exit(status)
+    end_process(f"error: coordinator {where}: {reason}", FAILED)

@@ -1,13 +1,47 @@
 """SIGTERM, noticed also where a process waits in compiled code, as for its peers."""
 
 import contextlib
+import os
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import NoReturn
+
+from fgkd_jax.errors import EXIT_STATUS, Preempted
 
 Handler = Callable[[int, FrameType | None], None]
+
+
+def end_process(line: str, status: int) -> NoReturn:
+    """Ends the process as it stands, whatever its threads are doing.
+
+    Args:
+      line: for standard error, behind the program's name.
+      status: of the process.
+    """
+    with contextlib.suppress(OSError):  # nobody reads what it says
+        os.write(2, f"fgkd: {line}\n".encode())
+    os._exit(status)
+
+
+@contextlib.contextmanager
+def ending_at_once(line: str) -> Iterator[None]:
+    """Lets SIGTERM end the process where there is nothing to save, with the status of `Preempted`.
+
+    Args:
+      line: for standard error.
+
+    Yields:
+      Nothing. Outside of the main thread nothing is changed.
+    """
+    status = EXIT_STATUS[Preempted]
+    termination = Termination(lambda number, frame: end_process(line, status), watched=False)
+    try:
+        yield
+    finally:
+        termination.give_back()
 
 
 class Termination:

@@ -10,6 +10,8 @@ import time
 import numpy as np
 import pytest
 
+from fgkd_jax.cli.main import main
+from fgkd_jax.errors import EXIT_STATUS, Preempted
 from fgkd_jax.train.array_store import LEFTOVER
 
 STEPS = 60
@@ -97,3 +99,31 @@ def test_sigkill_at_three_moments_changes_nothing(config, tmp_path, uninterrupte
     assert (workdir / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     one, other = (json.loads((d / "summary.json").read_text()) for d in (workdir, whole))
     assert one["results"] == other["results"]
+
+
+def test_sigterm_before_training_began_is_no_failure(commands, tmp_path):
+    config = tmp_path / "slow.py"
+    config.write_text(
+        "import time\nprint('reads', flush=True)\ntime.sleep(60)\ndef get_config(): ...\n"
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    workdir = tmp_path / "run"
+    process = commands.start(command(config, workdir, tmp_path), **pipes, env=ENVIRONMENT)
+    assert process.stdout.readline() == "reads\n"
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == EXIT_STATUS[Preempted]
+    assert errors == "fgkd: stopped: SIGTERM came before training began\n"
+    assert not workdir.exists()
+
+
+def test_training_gives_sigterm_back(tmp_path, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    config = tmp_path / "wrong.py"
+    config.write_text(
+        "import signal\ntaken = signal.getsignal(signal.SIGTERM)\n"
+        "def get_config(): raise ValueError(taken.__qualname__)\n"
+    )
+    main(["train", "--config", str(config), "--workdir", str(tmp_path / "run")])
+    assert "ending_at_once" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before

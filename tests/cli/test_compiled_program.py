@@ -1,10 +1,12 @@
 """What the text of a compiled program tells: loops, how often they go round, what that costs."""
 
+import importlib
 import importlib.util
 import re
 import subprocess
 import sys
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -321,6 +323,32 @@ def test_a_part_of_a_program_is_a_program():
         assert part.entry == loop.body
         assert set(part.lines) <= set(program.lines)
     assert costs._analyse(program.alone(program.entry)) == cost_of(made.cost_analysis())
+
+
+def test_what_selects_and_scatters_is_of_a_part_as_well():
+    """The gradient of max pooling, as the TPU compiler leaves it; that for CPU does not."""
+
+    def pooled(x):
+        return jnp.sum(nn.max_pool(x, (3, 3), (2, 2)) ** 2)
+
+    def step(x, _):
+        return x - jax.grad(pooled)(x), None
+
+    lowered = jax.jit(lambda x: jax.lax.scan(step, x, None, length=5)[0]).lower(
+        jnp.ones((2, 8, 8, 3))
+    )
+    text = lowered.compiler_ir("hlo").as_hlo_text()
+    read = importlib.import_module("jaxlib._hlo").hlo_module_from_text
+    program = read_program(read(text).to_string())
+    (loop,) = program.loops
+    assert len(re.findall("(?:select|scatter)=", program.alone(loop.body))) == 2
+    once = costs._analyse(program.alone(program.entry))
+    assert once == costs._analyse(text)
+    assert with_all_rounds(once, program).flops > 4 * once.flops
+
+
+def test_a_part_that_cannot_be_read_is_not_counted():
+    assert costs._analyse("HloModule alone\n\nENTRY %missing () -> f32[] {\n}\n") is None
 
 
 FOR_TPU = """

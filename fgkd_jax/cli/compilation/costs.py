@@ -35,7 +35,7 @@ def with_all_rounds(once: Cost, program: Program) -> Cost | None:
 
     Returns:
       What it comes to, loops of unknown length being one round; None where this release of jaxlib
-      cannot be asked about a part of a program.
+      cannot be asked about a part of a program, or cannot read it.
     """
     flops, moved = once.flops, once.bytes_accessed
     costs: dict[str, Cost] = {}
@@ -72,4 +72,7 @@ def _analyse(text: str) -> Cost | None:
         analyse = importlib.import_module("jaxlib._jax").hlo_module_cost_analysis
     except (ImportError, AttributeError):
         return None
-    return cost_of(analyse(jax.devices("cpu")[0].client, read(text)))
+    try:
+        return cost_of(analyse(jax.devices("cpu")[0].client, read(text)))
+    except jax.errors.JaxRuntimeError:  # a text that it cannot read: no hour of compiling is lost
+        return None

@@ -12,7 +12,8 @@ from functools import cached_property
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _NAME = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = ")
 _CALLED = re.compile(
-    r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)"
+    r"\b(?:calls|to_apply|body|condition|true_computation|false_computation|select|scatter)"
+    r"=%?([\w.\-]+)"
     r"|(?:branch_computations|called_computations)=\{([^}]*)\}"
 )
 _LOOP = re.compile(r" while\(.*condition=%?([\w.\-]+).*body=%?([\w.\-]+)")

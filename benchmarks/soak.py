@@ -4,11 +4,13 @@
         --output benchmarks/results/soak.json
 
 A tiny network is trained by `launch/local/launch.py`, two processes by two CPU devices. Each leg is
-ended at a random moment, before the first step, between steps or while a checkpoint is written, in
-one of four ways: SIGTERM to all processes or to one of them, SIGKILL to all or to one. The next leg
-goes on from the newest checkpoint. After each leg no process of the run may be left. At the end the
-run is let finish; its parameters and its metrics are compared with those of a run that was never
-stopped, and every checkpoint is read back. The exit status is 1 where anything differs.
+ended at a random moment, before the first step, between steps, in an evaluation or while a
+checkpoint is written, in one of four ways: SIGTERM to all processes or to one of them, SIGKILL to
+all or to one. The next leg goes on from the newest checkpoint. After SIGTERM a leg must end with 75,
+and the step that it says is saved must be the newest that is; after each leg no process of the run
+may be left. At the end the run is let finish; its parameters and its metrics are compared with those
+of a run that was never stopped, and every checkpoint is read back. The exit status is 1 where
+anything differs.
 """
 
 import argparse
@@ -16,6 +18,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -52,7 +55,7 @@ def get_config():
                  "train_geometry": "resize", "eval_geometry": "resize"},
         "optim": {"name": "sgd", "momentum": 0.9, "learning_rate": 0.01, "ema_decay": 0.9},
         "train": {"steps": %d, "batch_size": 16, "eval_batch_size": 8, "log_every": 1,
-                  "tensorboard": "off"},
+                  "eval_every": 10, "tensorboard": "off"},
         "mesh": {"data": 4},
         "checkpoint": {"every_steps": %d, "keep_last": 3},
     })
@@ -66,10 +69,10 @@ def write_images(root: Path) -> None:
       root: the folder; made.
     """
     for index, name in enumerate(("blue", "green", "red")):
-        for split in ("train", "test"):
+        for split, count in (("train", 16), ("validation", 80), ("test", 16)):
             folder = root / split / name
             folder.mkdir(parents=True, exist_ok=True)
-            for i in range(16):
+            for i in range(count):
                 image = np.random.default_rng([index, i]).integers(0, 150, (10, 10, 3), np.uint8)
                 image[..., index] += 60
                 cv2.imwrite(str(folder / f"{i}.png"), image)
@@ -80,6 +83,7 @@ class Leg:
 
     Attributes:
       launcher: the local launcher, whose children are the processes of the run.
+      log: what all of them print.
     """
 
     def __init__(self, paths: dict[str, Path], name: str, *, seconds: float) -> None:
@@ -90,10 +94,11 @@ class Leg:
         command += ["--processes", "2", "--devices", "2", "--", sys.executable, "-m"]
         command += ["fgkd_jax.cli.main", "train", "--config", str(paths["config"])]
         command += ["--workdir", str(self._workdir), "--compilation_cache", str(paths["cache"])]
-        self._log = (paths["logs"] / f"{name}.log").open("w")
+        self.log = paths["logs"] / f"{name}.log"
+        self._file = self.log.open("w")
         self.launcher = subprocess.Popen(
             command,
-            stdout=self._log,
+            stdout=self._file,
             stderr=subprocess.STDOUT,
             env={**kept, **ours},
         )
@@ -106,7 +111,7 @@ class Leg:
         """Ends what still runs."""
         end_all(self._workdir)
         self.launcher.wait()
-        self._log.close()
+        self._file.close()
 
     def ranks(self) -> list[int]:
         """Returns the ids of the run's processes that have not ended, in the order of starting."""
@@ -141,6 +146,51 @@ def last_step(workdir: Path) -> int:
         except (ValueError, KeyError):  # being written
             continue
     return 0
+
+
+def saved_step(workdir: Path) -> int:
+    """Looks for the newest checkpoint.
+
+    Args:
+      workdir: of a run.
+
+    Returns:
+      Its step; 0 where there is none.
+    """
+    names = (one.name for one in (workdir / "checkpoints" / "last").glob("[0-9]*"))
+    return max((int(name) for name in names if name.isdecimal()), default=0)
+
+
+def announced_step(log: Path) -> int | None:
+    """Reads which step a leg says that it saved as it was asked to stop.
+
+    Args:
+      log: of the leg.
+
+    Returns:
+      The step; None where it says of none.
+
+    Raises:
+      RuntimeError: its processes say different things.
+    """
+    steps = set(re.findall(r"asked to stop; step (\d+) of \d+ is saved", log.read_text()))
+    if len(steps) > 1:
+        raise RuntimeError(f"{log}: the steps {sorted(steps)} are said to be saved")
+    return int(steps.pop()) if steps else None
+
+
+def is_good(leg: dict[str, Any]) -> bool:
+    """Says whether a leg ended as it should.
+
+    Args:
+      leg: what came of it, as `disturb` returns it.
+
+    Returns:
+      True where nothing of it is left, SIGTERM ended it with 75, and what it says is saved is so.
+    """
+    asked = leg["way"].startswith("SIGTERM")
+    said = leg["announced"] in (None, leg["saved"])
+    return said and not leg["left_over"] and (leg["status"] == 75 or not asked)
 
 
 def left_over(workdir: Path) -> list[int]:
@@ -215,8 +265,8 @@ def disturb(
         before_steps = rng.random() < 0.2
         target = start + rng.randint(1, max(1, 2 * ((steps - start) // (stops - number)) - 2))
         with Leg(paths, str(number), seconds=leg_seconds) as leg:
-            if before_steps:
-                time.sleep(rng.uniform(0.5, 6.0))
+            if before_steps:  # in its first second Python itself starts, as it does in any program
+                time.sleep(rng.uniform(1.0, 6.0))
             while not before_steps and leg.launcher.poll() is None:
                 now = last_step(paths["workdir"])
                 if start < now and (now >= target or now >= steps - 2 * (stops - number)):
@@ -235,6 +285,8 @@ def disturb(
                     "before_the_first_step": before_steps,
                     "step": last_step(paths["workdir"]),
                     "status": status,
+                    "announced": announced_step(leg.log),
+                    "saved": saved_step(paths["workdir"]),
                     "seconds_to_the_end": round(time.monotonic() - signalled, 2),
                     "left_over": len(left_over(paths["workdir"])),
                     "seconds": round(time.monotonic() - begun, 1),
@@ -284,14 +336,15 @@ def compare(workdir: Path, other: Path) -> dict[str, Any]:
     metrics = [(one / "metrics.jsonl").read_text().splitlines() for one in (workdir, other)]
     return {
         "largest_parameter_difference": max(jax.tree.leaves(differences)),
-        "same_metrics": _losses(metrics[0]) == _losses(metrics[1]),
-        "steps_logged": len(_losses(metrics[0])),
+        "same_metrics": _figures(metrics[0]) == _figures(metrics[1]),
+        "lines_compared": len(_figures(metrics[0])),
     }
 
 
-def _losses(lines: list[str]) -> dict[int, float]:
+def _figures(lines: list[str]) -> list[dict[str, Any]]:
+    """All that is logged, but how often the step was compiled since the run went on."""
     read = map(json.loads, lines)
-    return {line["step"]: line["loss"] for line in read if line["split"] == "train"}
+    return [{name: v for name, v in line.items() if name != "compilations"} for line in read]
 
 
 def report(made: dict[str, Any]) -> str:
@@ -327,8 +380,11 @@ def report(made: dict[str, Any]) -> str:
             "| of the finished run | |",
             "| --- | --- |",
             f"| largest difference of a parameter | {found['largest_parameter_difference']:g} |",
-            f"| the same loss at all {found['steps_logged']} steps | "
+            f"| the same figures in all {found['lines_compared']} lines of metrics | "
             f"{'yes' if found['same_metrics'] else '**no**'} |",
+            "| legs that said which step is saved, and it was | "
+            f"{sum(leg['announced'] == leg['saved'] for leg in legs)} of "
+            f"{sum(leg['announced'] is not None for leg in legs)} |",
             f"| checkpoints that could not be read | {len(made['unreadable'])} |",
             f"| processes left over | {sum(leg['left_over'] for leg in legs)} |",
             "",
@@ -386,8 +442,7 @@ def main() -> int:
     print(report(made))
     compared = made["comparison"]
     same = compared["largest_parameter_difference"] == 0 and compared["same_metrics"]
-    good = same and not made["unreadable"]
-    return 0 if good and not any(leg["left_over"] for leg in legs) else 1
+    return 0 if same and not made["unreadable"] and all(map(is_good, legs)) else 1
 
 
 if __name__ == "__main__":

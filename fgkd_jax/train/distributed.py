@@ -60,7 +60,7 @@ class Job:
         self._beat: float | None = None
         self._begun = time.monotonic()
         self._started = self._over = False
-        self._step = 0
+        self._calls = 0
         self._asked_to_stop = False
         self._termination: Termination | None = None
         self._end = threading.RLock()  # of the thread that ends the process; never given back
@@ -82,15 +82,28 @@ class Job:
             self._started = True
             if self.count > 1:
                 _leave_signals_to_jax()
-        self._beat, self._step = time.monotonic(), step
-        if self.count > 1:
-            self._asked_to_stop = multihost_utils.reached_preemption_sync_point(step)
-        return self._asked_to_stop
+        self._beat = time.monotonic()
+        return self._stops()
 
-    def beat(self) -> None:
-        """Takes note, for the watchdog, that what goes on between two steps gets on."""
-        if self._beat is not None:
-            self._beat = time.monotonic()
+    def beat(self) -> bool:
+        """Takes note, for the watchdog, that what goes on between two steps gets on.
+
+        Every process calls as often as the others.
+
+        Returns:
+          Whether to leave it and stop, because SIGTERM came: the same on every process.
+        """
+        if self._beat is None:
+            return False
+        self._beat = time.monotonic()
+        return self._stops()
+
+    def _stops(self) -> bool:
+        """Agrees with the other processes on whether to stop here, all at the same call."""
+        self._calls += 1
+        if self.count > 1 and not self._asked_to_stop:
+            self._asked_to_stop = multihost_utils.reached_preemption_sync_point(self._calls)
+        return self._asked_to_stop
 
     def steps_are_over(self) -> None:
         """Ends the watch over steps: what follows takes as long as it takes.
@@ -98,8 +111,8 @@ class Job:
         Raises:
           Preempted: SIGTERM came with the last step, or after it; the same on every process.
         """
-        if self._started and self.count > 1 and not self._asked_to_stop:
-            self._asked_to_stop = multihost_utils.reached_preemption_sync_point(self._step + 1)
+        if self._started:
+            self._stops()
         self._beat, self._over = None, True
         if self._termination is not None:
             self._termination.take()

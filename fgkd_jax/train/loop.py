@@ -33,6 +33,9 @@ from fgkd_jax.typing import Batch, PyTree
 
 HostBatch = dict[str, np.ndarray]
 
+_LEFT = "evaluation_left"
+"""Stored with a checkpoint whose state is still to be evaluated on validation."""
+
 TENSORBOARD: dict[str, bool | str] = {"auto": "auto", "on": True, "off": False}
 
 
@@ -187,23 +190,26 @@ class Trainer:
         )
 
     def evaluate(
-        self, state: TrainState, split: str, *, after_batch: Callable[[], None] = lambda: None
+        self, state: TrainState, split: str, *, after_batch: Callable[[], bool | None] = lambda: None
     ) -> dict[str, float]:
         """Returns the evaluator's figures of a state on every example of a split, by name."""
         return self.run.evaluator.finalise(self.count(state, split, after_batch=after_batch))
 
     def count(
-        self, state: TrainState, split: str, *, after_batch: Callable[[], None] = lambda: None
+        self, state: TrainState, split: str, *, after_batch: Callable[[], bool | None] = lambda: None
     ) -> PyTree:
         """Runs a state over every example of a split; `evaluate` makes figures of these counts.
 
         Args:
           state: on the devices.
           split: name of the split.
-          after_batch: is called after every batch that was begun.
+          after_batch: is called after every batch that was begun; True asks to leave the rest.
 
         Returns:
           What `finalise` of the evaluator takes.
+
+        Raises:
+          Preempted: `after_batch` asked to stop.
         """
         evaluator = self.run.evaluator
         counts = put_everywhere(evaluator.empty(), mesh=self.run.mesh)
@@ -218,7 +224,8 @@ class Trainer:
                     collected.append(new)
                 else:
                     counts = new
-                after_batch()
+                if after_batch():
+                    raise Preempted("asked to stop amid an evaluation")
         if isinstance(evaluator, CollectingEvaluator):
             return evaluator.collect(jax.device_get(collected))
         return counts
@@ -232,7 +239,7 @@ def fit(
     workdir: str,
     log: Callable[[str], None],
     after_step: Callable[[int], bool] = lambda step: False,
-    after_batch: Callable[[], None] = lambda: None,
+    after_batch: Callable[[], bool | None] = lambda: None,
 ) -> tuple[TrainState, int]:
     """Trains to the last step, from the newest checkpoint where there is one.
 
@@ -244,7 +251,8 @@ def fit(
       log: takes one line at a time for the person who watches.
       after_step: is called with the number of every step that was begun; True asks to save that
         step and stop, and is given to all processes at the same step.
-      after_batch: is called after every batch of an evaluation that was begun.
+      after_batch: is called after every batch of an evaluation that was begun; True asks to leave
+        it, save and stop, likewise. It is made when the run goes on.
 
     Returns:
       The state after the last step, and the step that training started from.
@@ -257,15 +265,18 @@ def fit(
     """
     run = trainer.run
     restored = checkpointer.restore_last(abstract_like(state.to_save()))
-    start = 0
+    start, left = 0, False
     if restored is not None:
         saved, start = restored
-        check_same_inputs(run.metadata, checkpointer.metadata(start), step=start)
+        metadata = checkpointer.metadata(start)
+        check_same_inputs(run.metadata, metadata, step=start)
+        left = bool(metadata.get(_LEFT)) and bool(run.validation)
         state = state.with_saved(saved)
         log(f"resumed from step {start}")
     writer = MetricsWriter(
         workdir,
         resume_step=start,
+        again=run.validation if left and run.validation else "",
         enabled=jax.process_index() == 0,
         tensorboard=TENSORBOARD[run.train.tensorboard],
     )
@@ -278,10 +289,35 @@ def fit(
             stack.enter_context(contextlib.closing(iterator))
         stack.enter_context(jax.transfer_guard("disallow"))
         feeds = (batches, meta_batches)
-        evaluate = partial(trainer.evaluate, after_batch=after_batch)
+        evaluate = partial(_evaluated, trainer, checkpointer, writer, after_batch)
+        if left and not evaluate(state, start):
+            raise Preempted(f"asked to stop; step {start} of {run.train.steps} is saved")
         state = _steps(trainer, state, start, feeds, checkpointer, writer, after_step, evaluate)
     checkpointer.wait()
     return state, start
+
+
+def _evaluated(
+    trainer: Trainer,
+    checkpointer: Checkpointer,
+    writer: MetricsWriter,
+    after_batch: Callable[[], bool | None],
+    state: TrainState,
+    step: int,
+) -> bool:
+    """Measures a state on validation and keeps it where it is the best; False if asked to stop."""
+    run = trainer.run
+    if run.validation is None:
+        return True
+    try:
+        figures = trainer.evaluate(state, run.validation, after_batch=after_batch)
+    except Preempted:
+        return False
+    writer.write(step, figures, split=run.validation)
+    # What had nothing to measure yet, or at all, is never the best.
+    measured = {**dict.fromkeys(run.evaluator.figures, math.nan), **figures}
+    checkpointer.save_best(step, state.to_save(), measured, metadata=run.metadata)
+    return True
 
 
 def check_same_inputs(now: Mapping[str, Any], before: Mapping[str, Any], *, step: int) -> None:
@@ -311,7 +347,7 @@ def _steps(
     checkpointer: Checkpointer,
     writer: MetricsWriter,
     after_step: Callable[[int], bool],
-    evaluate: Callable[[TrainState, str], dict[str, float]],
+    evaluate: Callable[[TrainState, int], bool],
 ) -> TrainState:
     run, total = trainer.run, trainer.run.train.steps
     batches, meta_batches = feeds
@@ -333,7 +369,7 @@ def _steps(
                 held = put_batch(next(meta_batches), mesh=run.mesh) if meta_batches else placed
                 state, metrics = trainer.meta_step(state, placed, held)
                 writer.write(step, finite_scalars(step, metrics), split="meta")
-            stops = after_step(step) and step < total
+            stops, left = after_step(step), False
             saves = stops or step == total or step % checkpointer.options.every_steps == 0
             evaluates = step in evaluations
             if saves or evaluates or step % run.train.log_every == 0:
@@ -345,16 +381,14 @@ def _steps(
                 line["compilations"] = trainer.train_step.traces
                 writer.write(step, line, split="train")
                 progress.update(step, loss=line["loss"])
-            if evaluates and run.validation:
-                figures = evaluate(state, run.validation)
-                writer.write(step, figures, split=run.validation)
-                # What had nothing to measure yet, or at all, is never the best.
-                measured = {**dict.fromkeys(run.evaluator.figures, math.nan), **figures}
-                checkpointer.save_best(step, state.to_save(), measured, metadata=run.metadata)
-            if saves:
-                checkpointer.save(step, state.to_save(), metadata=run.metadata)
+            if evaluates:  # a scheduler that asks to stop does not wait for it
+                left = stops or not evaluate(state, step)
+                stops = left
+            if saves or stops:
+                metadata = {**run.metadata, _LEFT: True} if left else run.metadata
+                checkpointer.save(step, state.to_save(), metadata=metadata)
             progress.update(step)
-            if stops:
+            if stops and (left or step < total):
                 checkpointer.wait()
                 raise Preempted(f"asked to stop; step {step} of {total} is saved")
     return state

@@ -90,11 +90,15 @@ class Termination:
         return found
 
     def give_back(self) -> None:
-        """Lets SIGTERM do what it did before, and closes what was opened."""
+        """Lets SIGTERM do what it did before, and closes what was opened.
+
+        Where another has taken or ignores it since, it is left to that one.
+        """
         if not self.taken:
             return
-        before = signal.SIG_DFL if self._before is None else self._before
-        signal.signal(signal.SIGTERM, before)
+        if signal.getsignal(signal.SIGTERM) is self._handler:
+            before = signal.SIG_DFL if self._before is None else self._before
+            signal.signal(signal.SIGTERM, before)
         self._close()
 
     def ignore(self) -> None:

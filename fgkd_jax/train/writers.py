@@ -34,6 +34,7 @@ class MetricsWriter:
         workdir: str | Path,
         *,
         resume_step: int,
+        again: str = "",
         enabled: bool = True,
         tensorboard: bool | str = "auto",
     ) -> None:
@@ -43,6 +44,7 @@ class MetricsWriter:
           workdir: folder of the run; made where missing.
           resume_step: the step that is continued from; lines of later steps, and a last line that
             was cut short, are dropped in one replacement of the file.
+          again: split whose line of that very step is written again as well.
           enabled: False writes nothing, for all processes but the first.
           tensorboard: whether to write TensorBoard files too; "auto" does where tensorboardX is
             installed.
@@ -58,7 +60,7 @@ class MetricsWriter:
         with one_line(f"cannot write {self._path}"):
             self._board = _open_board(tensorboard, workdir, resume_step)
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            _drop_after(self._path, resume_step)
+            _drop_after(self._path, resume_step, again)
             self._file = self._path.open("ab", buffering=0)
 
     def __enter__(self) -> "MetricsWriter":
@@ -299,13 +301,17 @@ def _plain(value: Any) -> Any:
     return number if math.isfinite(number) else str(number)
 
 
-def _drop_after(path: Path, step: int) -> None:
+def _drop_after(path: Path, step: int, again: str) -> None:
     """Replaces the file by its whole lines up to a step; a crash leaves the old or the new one."""
     if not path.exists():
         return
     with path.open("rb") as file:
         lines = file.readlines()
-    kept = [line for line in lines if _step_of(line) <= step]
+    kept = [
+        line
+        for line, (its_step, split) in zip(lines, map(_place_of, lines), strict=True)
+        if its_step < step or (its_step == step and not (again and split == again))
+    ]
     if kept == lines:
         return
     fresh = path.with_name(path.name + ".tmp")
@@ -316,12 +322,13 @@ def _drop_after(path: Path, step: int) -> None:
     os.replace(fresh, path)
 
 
-def _step_of(line: bytes) -> float:
-    """The step of a line; infinity where a killed process cut it short."""
+def _place_of(line: bytes) -> tuple[float, str]:
+    """The step and the split of a line; infinity where a killed process cut it short."""
     try:
-        return json.loads(line)["step"] if line.endswith(b"\n") else math.inf
+        values = json.loads(line) if line.endswith(b"\n") else {}
+        return values["step"], values.get("split", "")
     except (ValueError, KeyError, TypeError):
-        return math.inf
+        return math.inf, ""
 
 
 def _append(file: Any, line: bytes) -> None:

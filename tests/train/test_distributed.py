@@ -20,6 +20,7 @@ from fgkd_jax.errors import EXIT_STATUS, Preempted, UserError, told
 from fgkd_jax.train import distributed
 from fgkd_jax.train.places import Place, ProcessOptions, find_place, shows_a_job_of_several
 from fgkd_jax.train.processes import check_same, check_shared, gather
+from fgkd_jax.train.termination import Termination, ending_at_once
 
 WORKER = Path(__file__).with_name("process_worker.py")
 
@@ -36,7 +37,7 @@ def environment() -> dict[str, str]:
 
 
 def run_two(what, workdir, *, limit=120.0):
-    """Runs two processes into one log; returns statuses, the log, and seconds between the ends."""
+    """Runs two processes into one log; returns statuses, the log, and the times of the ends."""
     address = f"127.0.0.1:{free_port()}"
     log = workdir / f"{what}.log"
     with log.open("w") as file:
@@ -63,7 +64,7 @@ def run_two(what, workdir, *, limit=120.0):
                 process.wait()
     text = log.read_text()
     assert len(ends) == 2, f"still running after {limit} s:\n{text}"
-    return [process.returncode for process in processes], text, abs(ends[0] - ends[1])
+    return [process.returncode for process in processes], text, ends
 
 
 def said(log: str) -> list[str]:
@@ -121,9 +122,10 @@ def test_what_differs_between_the_processes_is_refused_on_all_of_them(trained):
 
 
 def test_an_exception_in_one_rank_ends_the_job_at_once(tmp_path):
-    statuses, log, between = run_two("fail", tmp_path)
+    statuses, log, ends = run_two("fail", tmp_path)
     assert statuses == [distributed.FAILED] * 2, log
-    assert between < 10
+    (raised,) = (json.loads(line)[1] for line in log.splitlines() if line.startswith('["raised'))
+    assert max(ends.values()) - raised < 10
     error = "error: RuntimeError: the disk of this host is on fire"
     first, *others = said(log)
     assert first == f"fgkd: rank 1: {error}"
@@ -146,9 +148,9 @@ def test_sigterm_saves_the_same_step_and_one_process_goes_on(tmp_path):
 
 
 def test_the_watchdog_ends_a_job_whose_peer_hangs(tmp_path):
-    statuses, log, between = run_two("hang", tmp_path)
+    statuses, log, ends = run_two("hang", tmp_path)
     assert statuses == [distributed.FAILED] * 2, log
-    assert between < 10
+    assert abs(ends[0] - ends[1]) < 10
     assert re.fullmatch(
         r"fgkd: rank [01]: error: no step was finished for 2 s; a peer may hang", said(log)[0]
     )
@@ -157,9 +159,9 @@ def test_the_watchdog_ends_a_job_whose_peer_hangs(tmp_path):
 
 @pytest.mark.parametrize(("when", "rank"), [("before", 0), ("after", 1)])
 def test_sigterm_without_a_step_under_way_ends_all_at_once(when, rank, tmp_path):
-    statuses, log, between = run_two(f"stopped {when}", tmp_path, limit=60)
+    statuses, log, ends = run_two(f"stopped {when}", tmp_path, limit=60)
     assert statuses == [75, 75], log
-    assert between < 10
+    assert abs(ends[0] - ends[1]) < 10
     line = "asked to stop, with no step under way"
     assert said(log) == [
         f"fgkd: rank {rank}: stopped: {line}",
@@ -186,9 +188,9 @@ def test_sigterm_does_not_change_the_status_of_a_process_that_fails(tmp_path):
 
 
 def test_an_exception_ends_those_who_wait_for_the_end(tmp_path):
-    statuses, log, between = run_two("fail late", tmp_path, limit=60)
+    statuses, log, ends = run_two("fail late", tmp_path, limit=60)
     assert statuses == [distributed.FAILED] * 2, log
-    assert between < 10
+    assert abs(ends[0] - ends[1]) < 10
     error = "error: RuntimeError: the disk of this host is on fire"
     assert said(log) == [
         f"fgkd: rank 1: {error}",
@@ -197,9 +199,9 @@ def test_an_exception_ends_those_who_wait_for_the_end(tmp_path):
 
 
 def test_the_watchdog_ends_a_job_that_does_not_begin(tmp_path):
-    statuses, log, between = run_two("never begin", tmp_path, limit=60)
+    statuses, log, ends = run_two("never begin", tmp_path, limit=60)
     assert statuses == [distributed.FAILED] * 2, log
-    assert between < 10
+    assert abs(ends[0] - ends[1]) < 10
     assert "error: the first step was not begun within 2 s; a peer may hang, or" in said(log)[0]
     assert "most recent call first" in log
 
@@ -284,6 +286,21 @@ def test_sigterm_ends_a_process_that_waits_to_meet_the_others(rank):
             process.kill()
     assert process.returncode == EXIT_STATUS[Preempted]
     assert said(errors) == ["fgkd: stopped: SIGTERM came before all processes did"]
+
+
+def test_a_signal_that_another_ignores_is_left_ignored():
+    """As at the end of a process of several: its scheduler may send the signal while it ends."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with ending_at_once("stopped: too early"):
+            mine = signal.getsignal(signal.SIGTERM)
+            inner = Termination(lambda number, frame: None, watched=True)
+            inner.give_back()
+            assert signal.getsignal(signal.SIGTERM) is mine
+            Termination(lambda number, frame: None, watched=True).ignore()
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_process_alone_stops_at_sigterm_and_gives_the_signal_back():

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fgkd_jax.errors import NonFiniteError, UserError
+from fgkd_jax.errors import NonFiniteError, Preempted, UserError
 from fgkd_jax.evaluation import ClassificationEvaluator
 from fgkd_jax.protocols import LossTerm
 from fgkd_jax.train.checkpoint import Checkpointer, CheckpointOptions
@@ -224,6 +224,40 @@ def test_every_batch_of_an_evaluation_is_told(tmp_path):
         hooks={"after_step": told.append, "after_batch": lambda: told.append("batch")},
     )
     assert told == [1, 2, "batch", "batch", 3, 4, "batch", "batch"]
+
+
+def stops_amid(step):
+    """Asks to stop behind the first batch of the evaluation of a step."""
+    begun = []
+    return {"after_step": begun.append, "after_batch": lambda: begun[-1] == step}
+
+
+@pytest.mark.parametrize("step", [2, 4])
+@pytest.mark.parametrize("amid", [False, True])
+def test_an_evaluation_that_is_left_for_a_stop_is_made_when_the_run_goes_on(tmp_path, amid, step):
+    evaluated = {"feed": EvaluatedFeed(), "validation": "validation"}
+
+    def kept(folder):
+        best = (folder / "checkpoints" / "best").glob("[0-9]*")
+        return {one.name: json.loads((one / "metadata.json").read_text()) for one in best}
+
+    def splits(folder):
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        return [(one["step"], one["split"]) for one in map(json.loads, lines)]
+
+    _, expected = run_counting(tmp_path / "whole", **evaluated)
+    told = splits(tmp_path / "whole")
+    before = told[: told.index((step, "validation"))]
+    stopped = tmp_path / "stopped"
+    hooks = stops_amid(step) if amid else {"after_step": lambda one: one == step}
+    for asked in (hooks, {"after_batch": lambda: True}):  # once more, in what was left
+        with pytest.raises(Preempted, match=f"^asked to stop; step {step} of 4 is saved$"):
+            run_counting(stopped, hooks=asked, **evaluated)
+        assert splits(stopped) == before
+    for _ in range(2):  # and again after the end
+        _, lines = run_counting(stopped, **evaluated)
+        assert lines == expected
+        assert kept(stopped) == kept(tmp_path / "whole")
 
 
 def test_second_steps_follow_every_so_many_steps(tmp_path):

@@ -6,10 +6,10 @@
 A tiny network is trained by `launch/local/launch.py`, two processes by two CPU devices. Each leg is
 ended at a random moment, before the first step, between steps, in an evaluation or while a
 checkpoint is written, in one of four ways: SIGTERM to all processes or to one of them, SIGKILL to
-all or to one. The next leg goes on from the newest checkpoint. After SIGTERM a leg must end with 75,
-and the step that it says is saved must be the newest that is; after each leg no process of the run
-may be left. At the end the run is let finish; its parameters and its metrics are compared with those
-of a run that was never stopped, and every checkpoint is read back. The exit status is 1 where
+all or to one. The next leg goes on from the newest checkpoint. After SIGTERM a leg must end with
+75, and the step that it says is saved must be the newest that is; after each leg no process of the
+run may be left. At the end the run is let finish; its parameters and its metrics are compared with
+those of a run that was never stopped, and every checkpoint is read back. The exit status is 1 where
 anything differs.
 """
 

@@ -4,7 +4,8 @@ A process that fails says so first in the log, tells the others through the coor
 by `os._exit`: an ordinary exit waits for peers that wait for it. What JAX does by itself stays in
 force beneath (heartbeats end a job whose host vanished without a word).
 
-SIGTERM asks for a stop. Between steps JAX brings all processes to the same step, which is saved.
+SIGTERM asks for a stop. Between steps, and between the batches of an evaluation, JAX brings all
+processes to the same place, where the step is saved.
 Once the processes have met, until the first step, and after the last, which is saved, there is
 nothing to lose: all end at once.
 """
@@ -13,6 +14,7 @@ import contextlib
 import faulthandler
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -36,6 +38,10 @@ HEARTBEAT_SECONDS = 30
 
 _POLL_SECONDS = 0.5
 _FAILURES = "fgkd/failed/"
+_BROKEN = re.compile(
+    "Gloo|NCCL|onnection (?:reset|closed|refused)|coordination service|UNAVAILABLE|task died"
+)
+"""In what XLA says where a process that takes part in an exchange is gone."""
 _STOPS = "stopped: asked to stop, with no step under way"
 
 
@@ -256,7 +262,10 @@ def _because(rank: int, reason: str, status: int) -> str:
 
 
 def _last_line(error: BaseException) -> str:
-    return f"error: {traceback.format_exception_only(error)[-1].strip()}"
+    said = traceback.format_exception_only(error)[-1].strip()
+    if isinstance(error, jax.errors.JaxRuntimeError) and _BROKEN.search(str(error)):
+        return f"error: a connection to another process broke; its log may say why: {said}"
+    return f"error: {said}"
 
 
 @contextlib.contextmanager

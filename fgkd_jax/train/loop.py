@@ -32,6 +32,7 @@ from fgkd_jax.train.writers import MetricsWriter, Progress
 from fgkd_jax.typing import Batch, PyTree
 
 HostBatch = dict[str, np.ndarray]
+AfterBatch = Callable[[], bool | None]
 
 _LEFT = "evaluation_left"
 """Stored with a checkpoint whose state is still to be evaluated on validation."""
@@ -190,13 +191,13 @@ class Trainer:
         )
 
     def evaluate(
-        self, state: TrainState, split: str, *, after_batch: Callable[[], bool | None] = lambda: None
+        self, state: TrainState, split: str, *, after_batch: AfterBatch = lambda: None
     ) -> dict[str, float]:
         """Returns the evaluator's figures of a state on every example of a split, by name."""
         return self.run.evaluator.finalise(self.count(state, split, after_batch=after_batch))
 
     def count(
-        self, state: TrainState, split: str, *, after_batch: Callable[[], bool | None] = lambda: None
+        self, state: TrainState, split: str, *, after_batch: AfterBatch = lambda: None
     ) -> PyTree:
         """Runs a state over every example of a split; `evaluate` makes figures of these counts.
 
@@ -239,7 +240,7 @@ def fit(
     workdir: str,
     log: Callable[[str], None],
     after_step: Callable[[int], bool] = lambda step: False,
-    after_batch: Callable[[], bool | None] = lambda: None,
+    after_batch: AfterBatch = lambda: None,
 ) -> tuple[TrainState, int]:
     """Trains to the last step, from the newest checkpoint where there is one.
 
@@ -301,7 +302,7 @@ def _evaluated(
     trainer: Trainer,
     checkpointer: Checkpointer,
     writer: MetricsWriter,
-    after_batch: Callable[[], bool | None],
+    after_batch: AfterBatch,
     state: TrainState,
     step: int,
 ) -> bool:

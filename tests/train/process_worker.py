@@ -121,6 +121,16 @@ def fails(step):
         raise RuntimeError("the disk of this host is on fire")
 
 
+def vanishes(rank):
+    """A host that goes without a word."""
+
+    def before(step):
+        if step == 3 and jax.process_index() == rank:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return before
+
+
 def is_preempted(step):
     time.sleep(0.05)
     if step == 3 and jax.process_index() == 1:
@@ -220,6 +230,8 @@ TASKS = {
     "fail": (5, fails),
     "preempt": (200, is_preempted),
     "hang": (5, hangs),
+    "vanish 0": (5, vanishes(0)),
+    "vanish 1": (5, vanishes(1)),
 }
 
 

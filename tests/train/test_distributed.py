@@ -134,6 +134,20 @@ def test_an_exception_in_one_rank_ends_the_job_at_once(tmp_path):
     assert log.count("Traceback") == 1, "that of rank 1 alone"
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_vanishes_is_told_by_the_other(rank, tmp_path):
+    statuses, log, _ = run_two(f"vanish {rank}", tmp_path, limit=90)
+    assert statuses[rank] == -signal.SIGKILL
+    if statuses[1 - rank] == -signal.SIGABRT:  # JAX, which lost the coordinator, was first
+        assert rank == 0
+        assert "another task died" in log
+        return
+    assert statuses[1 - rank] == distributed.FAILED, log
+    (line,) = said(log)
+    told = f"fgkd: rank {1 - rank}: error: a connection to another process broke; its log may say"
+    assert line.startswith(f"{told} why: "), log
+
+
 def test_sigterm_saves_the_same_step_and_one_process_goes_on(tmp_path):
     statuses, log, _ = run_two("preempt", tmp_path)
     assert statuses == [75, 75], log

@@ -68,11 +68,12 @@ def rows(name: str, made: dict[str, Any]) -> list[str]:
     Returns:
       One row per step.
     """
-    lines, config = [], name.partition("@")[0]
+    config, _, given = name.partition("@")
+    lines, batch = [], f"{made['batch_size']}{'*' if given else ''}"
     for step, found in made["steps"].items():
         fits = {True: "yes", False: "**no**", None: "?"}[found["fits"]]
         total = found["memory"]["total"]
-        head = f"| {config} | {step} | {made['batch_size']} | {_gib(total)} |"
+        head = f"| {config} | {step} | {batch} | {_gib(total)} |"
         tail = f" {fits} | {found['compile_seconds']:.0f} s |"
         if "said" in found:
             lines.append(head + " - |" * 8 + tail)
@@ -114,7 +115,8 @@ def table(topology: str, results: dict[str, Any]) -> str:
         *textwrap.wrap(
             f"Made by {made_by}. The figures are the compiler's, of one chip and one step. What a "
             "chip sends, the time for it and its share of a step are an estimate on paper: "
-            f"{first['estimate']}. Compile times are those of a busy machine of two cores.",
+            f"{first['estimate']}. Compile times are those of a busy machine of two cores. A batch "
+            "with a star is not the config's own.",
             width=100,
             break_long_words=False,
             break_on_hyphens=False,

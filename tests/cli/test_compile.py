@@ -292,8 +292,8 @@ def test_the_command_writes_what_it_prints(tmp_path, capsys):
     memory = step["memory"]
     parts = [memory[name] for name in ("arguments", "outputs", "temporaries", "program")]
     assert memory["total"] == sum(parts) - memory["aliased"]
-    # The state is donated: what comes out lies where it went in.
-    assert 0 < memory["aliased"] <= memory["outputs"]
+    # The state is donated, all of it: what comes out lies where it went in, but for the metrics.
+    assert 0 < memory["outputs"] - memory["aliased"] < 2048
     assert step["flops"] > 1e6
     assert step["arithmetic_intensity"] == round(step["flops"] / step["bytes_accessed"], 2)
     # Gradients of all parameters are summed over the devices, and statistics of batch norm.

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # A training as a job of Cluster Toolkit on a GKE cluster with TPUs; TPU7x is reached this way.
 #
-#   export CLUSTER=pods LOCATION=us-central1 PROJECT=mine IMAGE=REGISTRY/fgkd:tpu MOUNT=runs:/runs:rw
+#   export CLUSTER=pods LOCATION=us-central1 PROJECT=mine
+#   export IMAGE=REGISTRY/fgkd:tpu MOUNT=runs:/runs:rw
 #   launch/tpu/cluster_toolkit.sh birds v5litepod-16 --config=classify_birds \
 #     --config.train.batch_size=16 --workdir=/runs/birds
 #
 # The image is that of launch/Dockerfile with EXTRAS=tpu. MOUNT, in the form that gcluster takes,
-# brings a volume (a claim, gs://BUCKET or a folder of the hosts) that all pods share, writable.
+# brings a volume (a claim, gs://BUCKET or a folder of the hosts) that all pods share, writable. In
+# the image data sets lie in /runs/data, unless a config says where.
 # RESTARTS is how often the job may start anew (50); DRY_RUN=FILE writes the manifest there and
 # submits nothing.
 set -euo pipefail
@@ -34,4 +36,4 @@ done < <(grep -v '^#' "$(dirname "$0")/../env/tpu.env")
 
 gcluster job submit --cluster="$CLUSTER" --location="$LOCATION" --project="$PROJECT" \
   --name="$name" --image="$IMAGE" --compute-type="$type" "${options[@]}" \
-  --command="fgkd train --detect_processes=on $(printf '%q ' "$@")"
+  --command="fgkd train --detect_processes=on --device=tpu $(printf '%q ' "$@")"

@@ -8,10 +8,19 @@
 #     --workdir /mnt/runs/birds
 #   launch/tpu/tpu_vm.sh delete
 #
-# The workdir lies on a file system that all hosts mount. `train` shows the log and ends with the
-# status of the run, which goes on where the connection breaks: the same command shows it again.
+# gcloud reaches several hosts only with a key that an agent holds. Once, after `create`, let it
+# make the key; then, in every new shell, give that to an agent:
+#   gcloud compute tpus tpu-vm ssh "$TPU_NAME" --zone="$TPU_ZONE" --command=true
+#   eval "$(ssh-agent)"; ssh-add ~/.ssh/google_compute_engine
+#
+# The workdir, data and weights lie on a file system that all hosts mount; say where data are with
+# --config.data.data_dir. `train` shows the log and ends with the status of the run, or with 13
+# where not all hosts told the same one. The run goes on where the connection breaks: `train` shows
+# it again, and once it may be over, `train` with TPU_RUN set to what the hosts said. Each host
+# keeps the log as fgkd.TPU_RUN.log.
 # `stop` asks the run to save and to end with 75; the same `train` continues it. TPU_VERSION takes
-# another image of the VMs, TPU_SPOT=1 VMs that may be taken away.
+# another image of the VMs, TPU_SPOT=1 VMs that may be taken away: after that delete, create,
+# install and train again, and the run goes on from its newest checkpoint.
 set -euo pipefail
 
 usage="usage: tpu_vm.sh create | install WHEEL | train FLAGS ... | stop | delete"
@@ -40,18 +49,34 @@ version_of() {
   esac
 }
 
-# What a host runs: it starts the run unless one goes on, shows the log, and ends with its status,
-# 13 where it was killed. The files lie beside the environment; a signal to the group of the run
-# leaves its shell, which writes the status.
+# Whether a run goes on, for a host.
 # shellcheck disable=SC2016 # it is the host that expands
+alive='alive() { grep -qs fgkd.status "/proc/$(cat fgkd.pid 2>/dev/null)/cmdline"; }'
+
+# What a host runs, which gcloud repeats where the connection breaks. It starts the run unless one
+# goes on or this one was started before; it shows the log, and ends with the status of the run, 13
+# where it was killed. The files lie beside the environment; a signal to the group of the run leaves
+# its shell, which writes the status.
 run_on_host() {
-  local run="trap : TERM; $1; echo \$? >fgkd.status"
-  echo 'alive() { grep -qs fgkd.status "/proc/$(cat fgkd.pid 2>/dev/null)/cmdline"; }'
-  echo 'if alive; then echo "tpu_vm.sh: a run goes on here; its log follows"'
-  echo 'else rm -f fgkd.status; : >fgkd.log'
-  echo "setsid nohup bash -c $(printf '%q' "$run") >>fgkd.log 2>&1 </dev/null & echo \$! >fgkd.pid; fi"
-  echo 'tail --pid="$(cat fgkd.pid)" -n +1 -f fgkd.log'
-  echo 'exit "$(cat fgkd.status 2>/dev/null || echo 13)"'
+  printf '%s\nid=%q run=%q\n' "$alive" "$1" "trap : TERM; $2; echo \$? >fgkd.status"
+  cat <<'END'
+if alive; then does="goes on"
+elif [ "$(cat fgkd.id 2>/dev/null)" = "$id" ]; then does="has ended"
+else
+  does=begins
+  rm -f fgkd.status
+  echo "$id" >fgkd.id
+  : >"fgkd.$id.log"
+  setsid nohup bash -c "$run" >>"fgkd.$id.log" 2>&1 </dev/null &
+  echo $! >fgkd.pid
+fi
+id=$(cat fgkd.id)
+echo "tpu_vm.sh: the run of TPU_RUN=$id $does here"
+tail --pid="$(cat fgkd.pid)" -n +1 -f "fgkd.$id.log"
+status=$(cat fgkd.status 2>/dev/null || echo 13)
+echo "tpu_vm.sh: fgkd ended with $status on $(hostname)"
+exit "$status"
+END
 }
 
 [[ $# -ge 1 ]] || fail "$usage"
@@ -71,21 +96,37 @@ case "$action" in
       --accelerator-type="$TPU_TYPE" --version="$version" "${options[@]}"
     ;;
   install)
-    [[ $# -eq 1 && -f "$1" ]] || fail "install takes the wheel; make it with: python -m build --wheel"
+    [[ $# -eq 1 && -f "$1" ]] ||
+      fail "install takes the wheel; make it with: python -m build --wheel"
     wheel=$(basename "$1")
     gcloud compute tpus tpu-vm scp "$1" "$TPU_NAME:" --zone="$TPU_ZONE" --worker=all
     # The images have Python 3.10; uv brings a newer one.
-    on_all "python3 -m pip install --quiet --user uv && python3 -m uv venv --quiet --allow-existing \
---python 3.12 fgkd && python3 -m uv pip install --quiet --python fgkd/bin/python './${wheel}[tpu]'"
+    on_all "python3 -m pip install --quiet --user uv &&
+python3 -m uv venv --quiet --allow-existing --python 3.12 fgkd &&
+python3 -m uv pip install --quiet --python fgkd/bin/python './${wheel}[tpu]'"
     ;;
   train)
     [[ $# -ge 1 ]] || fail "train takes the flags of fgkd train"
+    id=${TPU_RUN:-$(date +%Y%m%d-%H%M%S)-$$}
+    [[ "$id" =~ ^[A-Za-z0-9-]+$ ]] || fail "TPU_RUN is $id; expected what the hosts said"
+    said=$(mktemp)
+    trap 'rm -f "$said"' EXIT
     environment=$(grep -v '^#' "$(dirname "$0")/../env/tpu.env" | tr '\n' ' ')
-    on_all "$(run_on_host \
-      "env ${environment}fgkd/bin/fgkd train --detect_processes=on $(printf '%q ' "$@")")"
+    command="env ${environment}fgkd/bin/fgkd train --detect_processes=on --device=tpu"
+    if hosts=$(gcloud compute tpus tpu-vm describe "$TPU_NAME" --zone="$TPU_ZONE" \
+      --format="value(networkEndpoints.len())"); then
+      on_all "$(run_on_host "$id" "$command $(printf '%q ' "$@")")" | tee "$said" || true
+    fi
+    # gcloud has statuses of its own, which are not those of the run.
+    ended=$(grep -Eo 'fgkd ended with [0-9]+ on [^ ]+' "$said" | sort -u | cut -d' ' -f4) || true
+    if [[ "$(uniq -c <<<"$ended")" =~ ^\ *"$hosts"\ ([0-9]+)$ ]]; then
+      exit "${BASH_REMATCH[1]}"
+    fi
+    echo "tpu_vm.sh: not all hosts told how the run ended, or not the same" >&2
+    exit 13
     ;;
   stop)
-    on_all "kill -TERM -- -\$(cat fgkd.pid)"
+    on_all "$alive; if alive; then kill -TERM -- -\$(cat fgkd.pid); else echo no run goes on; fi"
     ;;
   delete)
     gcloud compute tpus tpu-vm delete "$TPU_NAME" --zone="$TPU_ZONE" --quiet

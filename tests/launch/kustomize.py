@@ -13,7 +13,9 @@ KUSTOMIZATION = {
     "apiVersion": "kustomize.config.k8s.io/v1beta1",
     "kind": "Kustomization",
 }
-STEPS = ("resources", "images", "generatorOptions", "configMapGenerator", "patches")
+STEPS = ("namespace", "resources", "images", "generatorOptions", "configMapGenerator", "patches")
+NAMESPACED = ("ConfigMap", "JobSet", "PersistentVolumeClaim", "Pod")
+"""Kinds that get the namespace; kustomize gives it to any that it does not know."""
 
 
 class Refused(Exception):
@@ -67,9 +69,13 @@ def build(folder, *, read=None):
         for operation in _load(folder / patch["path"], read, one=True):
             apply(operation, chosen(documents, patch["target"]))
     for image in said.get("images", ()):
-        only(image, "name", "newTag", where=path, all_of=True)
-        if not set_tag(documents, image["name"], image["newTag"]):
+        only(image, "name", "newName", "newTag", where=path, all_of=True)
+        if not set_image(documents, image["name"], f"{image['newName']}:{image['newTag']}"):
             raise Refused(f"{path}: no container has the image '{image['name']}'")
+    for one in documents if "namespace" in said else ():
+        if one["kind"] not in NAMESPACED:
+            raise Refused(f"{path}: whether a {one['kind']} has a namespace is not known here")
+        one["metadata"]["namespace"] = said["namespace"]
     ids = [(one["apiVersion"], one["kind"], one["metadata"]["name"]) for one in documents]
     if len(set(ids)) < len(ids):
         raise Refused(f"{path}: something is there twice among {ids}")
@@ -157,17 +163,17 @@ def _index(word, last, path):
     return int(word)
 
 
-def set_tag(value, name, tag):
-    """Sets the tag of an image in all lists of containers; returns how often."""
+def set_image(value, name, image):
+    """Replaces an image, with any tag, in all lists of containers; returns how often."""
     if isinstance(value, list):
-        return sum(set_tag(one, name, tag) for one in value)
+        return sum(set_image(one, name, image) for one in value)
     if not isinstance(value, dict):
         return 0
     count = 0
     for key, inner in value.items():
-        count += set_tag(inner, name, tag)
+        count += set_image(inner, name, image)
         for one in inner if key in ("containers", "initContainers") else ():
             if re.fullmatch(rf"{re.escape(name)}(:[\w.-]+)?", one.get("image", "")):
-                one["image"] = f"{name}:{tag}"
+                one["image"] = image
                 count += 1
     return count

@@ -35,7 +35,8 @@ OVERLAY = """
 apiVersion: kustomize.config.k8s.io/v1beta1
 kind: Kustomization
 resources: [../base]
-images: [{name: tool, newTag: new}]
+namespace: here
+images: [{name: tool, newName: host/tool, newTag: new}]
 generatorOptions: {disableNameSuffixHash: true}
 configMapGenerator: [{name: flags, envs: [a.env, b.env]}]
 patches: [{path: patch.yaml, target: {kind: Pod, name: one}}]
@@ -66,8 +67,9 @@ def test_an_overlay_is_built(overlay, kustomize):
     main, beside = one["spec"]["containers"]
     assert main["args"] == ["before", "a", "between", "b", "last", "behind"]
     assert beside == {"name": "aside", "image": "toolbox"}
-    assert main["image"] == one["spec"]["initContainers"][0]["image"] == "tool:new"
+    assert main["image"] == one["spec"]["initContainers"][0]["image"] == "host/tool:new"
     assert two["spec"]["containers"][0]["image"] == "registry/tool:old"
+    assert {one["metadata"]["namespace"] for one in (one, two, flags)} == {"here"}
     assert flags["data"] == {"A": "--x=1 --y=2", "B_2": "", "C": "c"}
 
 
@@ -114,7 +116,14 @@ def test_an_operation_on_what_is_not_there_is_refused(path, op, message, kustomi
     [
         ("kustomization.yaml", "v1beta1", "v1", "is not a kustomization of the known version"),
         ("../base/kustomization.yaml", "[pods.yaml]", "[pods.yaml, pods.yaml]", "there twice"),
-        ("kustomization.yaml", "newTag:", "newName: x, newTag:", "what .'newName'. does"),
+        ("kustomization.yaml", "newTag:", "digest: x, newTag:", "what .'digest'. does"),
+        ("kustomization.yaml", "newName: host/tool, ", "", "'newName'. is missing"),
+        (
+            "../base/pods.yaml",
+            "---\napiVersion: v1\nkind: Pod",
+            "---\napiVersion: v1\nkind: Node",
+            "whether a Node has a namespace",
+        ),
         ("kustomization.yaml", "name: one", "name: o.*", "is a pattern"),
         ("kustomization.yaml", "name: one", "name: two, namespace: x", "what .'namespace'. does"),
         ("kustomization.yaml", "path: patch.yaml", "patch: x", "what .'patch'. does"),

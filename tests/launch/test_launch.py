@@ -141,7 +141,8 @@ def test_the_slurm_script_queues_a_preempted_run_again(status, requeued, cores, 
     )
 
 
-def test_the_slurm_script_outlives_sigterm_and_waits_for_the_tasks(tmp_path):
+def test_a_cancelled_job_waits_for_its_tasks_and_is_not_queued_again(tmp_path):
+    """`scancel` signals this shell as well as the tasks; a preemption the tasks alone."""
     calls = recording(tmp_path, "scontrol")
     fake(tmp_path / "bin", "srun", "echo started; sleep 1; echo saved; exit 75")
     path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
@@ -151,9 +152,25 @@ def test_the_slurm_script_outlives_sigterm_and_waits_for_the_tasks(tmp_path):
     ) as job:
         assert job.stdout.readline() == "started\n"
         job.send_signal(signal.SIGTERM)
-        assert job.stdout.readline() == "saved\n"
+        assert job.stdout.read() == "saved\n"
         assert job.wait(timeout=30) == 75
-    assert calls.read_text().split() == ["scontrol", "requeue", "7"]
+    assert not calls.exists()
+
+
+@pytest.mark.parametrize("content", [None, "A_FLAG=1\nno-such-command\n", "if\n"])
+def test_flags_that_cannot_be_sourced_end_the_job(content, tmp_path):
+    fake(tmp_path / "bin", "srun", "echo started")
+    flags = tmp_path / "flags.env"
+    if content is not None:
+        flags.write_text(content)
+    script = LAUNCH / "slurm" / "train.sbatch"
+    done = run_script(script, folder=tmp_path, SLURM_JOB_ID="7", FGKD_ENV_FILE=str(flags))
+    assert (done.returncode, done.stdout) == (2, "")
+    *bash, line = done.stderr.splitlines()
+    said = f"FGKD_ENV_FILE is {flags}, which cannot be sourced"
+    assert line == f"train.sbatch: error: {said}"
+    assert all(str(flags) in one for one in bash), "what bash says of the file's content"
+    assert bool(bash) == (content is not None)
 
 
 def test_the_slurm_script_asks_for_what_a_preemption_needs():
@@ -186,11 +203,6 @@ TPU = {"TPU_NAME": "birds", "TPU_ZONE": "us-west4-a"}
             {"TPU_TYPE": "v9-8", "TPU_VERSION": "another"},
             "create birds --zone=us-west4-a --accelerator-type=v9-8 --version=another",
         ),
-        (
-            ["stop"],
-            {},
-            "ssh birds --zone=us-west4-a --worker=all '--command=kill -TERM -- -$(cat fgkd.pid)'",
-        ),
         (["delete"], {}, "delete birds --zone=us-west4-a --quiet"),
     ],
 )
@@ -212,55 +224,145 @@ def test_the_wheel_is_copied_to_all_tpu_vms_and_installed(tmp_path):
     copied, installed = calls.read_text().strip().split("\n\n")
     assert copied.splitlines()[4:7] == ["scp", str(wheel), "birds:"]
     assert "--worker=all" in copied
+    assert "--worker=all" in installed
     assert "uv venv --quiet --allow-existing --python 3.12 fgkd" in installed
     assert f"--python fgkd/bin/python './{wheel.name}[tpu]'" in installed
 
 
-def on_hosts(folder: Path, body: str) -> None:
-    """A `gcloud` that runs here what hosts are told to, and the program that they then run."""
-    command = 'for one in "$@"; do case "$one" in --command=*) command=${one#*=} ;; esac; done'
-    fake(folder / "bin", "gcloud", f'{command}; cd {shlex.quote(str(folder))}; bash -c "$command"')
-    (folder / "fgkd").mkdir()
-    fake(folder / "fgkd" / "bin", "fgkd", body)
+TPU_VM = LAUNCH / "tpu" / "tpu_vm.sh"
+
+
+def on_hosts(folder: Path, body: str, *, hosts: int = 1, ssh: str = "all") -> None:
+    """Hosts, each a folder with the program that it runs; `gcloud` connects to all of them."""
+    for host in range(hosts):
+        home = folder / f"host{host}"
+        (home / "fgkd").mkdir(parents=True)
+        fake(home / "fgkd" / "bin", "fgkd", f"host={host}; {body}")
+    fake(folder / "bin", "hostname", "basename $PWD")
+    connect_by(folder, ssh, hosts=hosts)
+
+
+def connect_by(folder: Path, ssh: str, *, hosts: int = 1) -> None:
+    """A `gcloud` that runs here what hosts are told to, by `all` or by `connect NUMBER`."""
+    gcloud = f"""
+cd {shlex.quote(str(folder))}
+case $4 in describe) echo {hosts}; exit ;; esac
+for one in "$@"; do case "$one" in --command=*) command=${{one#*=}} ;; esac; done
+connect() {{ (cd host$1 && exec bash -c "$command"); }}
+all() {{
+  status=0
+  for i in $(seq 0 {hosts - 1}); do connect $i & ids[i]=$!; done
+  for one in ${{ids[*]}}; do wait $one || status=$?; done
+  return $status
+}}
+{ssh}"""
+    fake(folder / "bin", "gcloud", gcloud)
+
+
+def shown(stdout: str) -> list[str]:
+    """The log in what `train` prints."""
+    return [line for line in stdout.splitlines() if not line.startswith("tpu_vm.sh: ")]
+
+
+def train_on(folder: Path, *arguments: str, **variables: str):
+    given = arguments or ("--config=x",)
+    return run_script(TPU_VM, "train", *given, folder=folder, **TPU, **variables)
 
 
 def test_a_run_that_was_killed_is_one_to_start_again(tmp_path):
     on_hosts(tmp_path, "echo begun; kill -KILL 0")
-    done = run_script(LAUNCH / "tpu" / "tpu_vm.sh", "train", "--config=x", folder=tmp_path, **TPU)
-    assert (done.stdout, done.returncode) == ("begun\n", 13), done.stderr
+    done = train_on(tmp_path)
+    assert (shown(done.stdout), done.returncode) == (["begun"], 13), done.stderr
 
 
-@pytest.mark.parametrize("status", [0, 13])
+@pytest.mark.parametrize("status", [0, 1, 13])
 def test_a_host_shows_the_log_and_ends_with_the_status(status, tmp_path):
     on_hosts(tmp_path, f'printf "<%s>" "$@"; echo " $LIBTPU_INIT_ARGS"; exit {status}')
-    script = LAUNCH / "tpu" / "tpu_vm.sh"
-    for _ in range(2):  # one that ended is started again
-        done = run_script(script, "train", "--config", "it's a b", folder=tmp_path, **TPU)
+    for i in range(2):  # one that ended is started again, and its log is kept
+        done = train_on(tmp_path, "--config", "it's a b")
         (flags,) = read_env(LAUNCH / "env/tpu.env").values()
-        said = f"<train><--detect_processes=on><--config><it's a b> {flags}\n"
-        assert (done.stdout, done.returncode) == (said, status), done.stderr
+        given = "<train><--detect_processes=on><--device=tpu><--config><it's a b>"
+        assert shown(done.stdout) == [f"{given} {flags}"]
+        assert done.returncode == status, done.stderr
+        assert len(list(tmp_path.glob("host0/fgkd.*.log"))) == i + 1
+
+
+@pytest.mark.parametrize(
+    ("ssh", "status", "reason"),
+    [
+        ("all", 75, "all told"),
+        ("all; exit 1", 75, "what gcloud adds"),
+        ("exit 1", 13, "gcloud itself failed"),
+        ("connect 0; connect 1; exit 255", 13, "a host was not reached"),
+        ("connect 0; connect 0; connect 1; exit 75", 13, "one host told it twice"),
+    ],
+)
+def test_the_status_of_a_run_is_what_all_hosts_told(ssh, status, reason, tmp_path):
+    on_hosts(tmp_path, "exit 75", hosts=3, ssh=ssh)
+    done = train_on(tmp_path)
+    assert done.returncode == status, (reason, done.stderr)
+    assert ("not all hosts told" in done.stderr) == (status == 13)
+
+
+def test_hosts_that_ended_otherwise_are_to_start_again(tmp_path):
+    on_hosts(tmp_path, "exit $((1 + host))", hosts=2)
+    assert train_on(tmp_path).returncode == 13
+
+
+def test_a_slice_that_is_not_found_is_no_status_of_a_run(tmp_path):
+    fake(tmp_path / "bin", "gcloud", "echo 'gcloud: no such slice' >&2; exit 1")
+    done = train_on(tmp_path)
+    assert done.returncode == 13
+    assert done.stderr.startswith("gcloud: no such slice\n")
+
+
+def test_gcloud_may_connect_again_to_a_run_that_has_ended(tmp_path):
+    broken = "{ connect 0 | head -n 2; connect 0; }"
+    on_hosts(tmp_path, "echo begun >>begun; echo begun; exit 1", ssh=broken)
+    done = train_on(tmp_path)
+    assert (shown(done.stdout), done.returncode) == (["begun", "begun"], 1), done.stderr
+    assert (tmp_path / "host0" / "begun").read_text() == "begun\n", "once"
+
+
+def test_a_run_that_ended_unseen_is_shown_by_its_name(tmp_path):
+    on_hosts(tmp_path, "echo begun >>begun; echo begun; exit 1", ssh="all >/dev/null; exit 255")
+    assert train_on(tmp_path, TPU_RUN="one").returncode == 13
+    connect_by(tmp_path, "all")
+    done = train_on(tmp_path, TPU_RUN="one")
+    assert (shown(done.stdout), done.returncode) == (["begun"], 1), done.stderr
+    assert "the run of TPU_RUN=one has ended here" in done.stdout
+    assert (tmp_path / "host0" / "begun").read_text() == "begun\n", "once"
 
 
 def test_a_run_outlives_the_connection_and_saves_when_it_is_told_to_stop(tmp_path):
     on_hosts(tmp_path, "trap 'echo saved; exit 75' TERM; echo begun; while :; do sleep 0.1; done")
-    script = LAUNCH / "tpu" / "tpu_vm.sh"
     path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    train = ["bash", str(script), "train", "--config=x"]
+    train = ["bash", str(TPU_VM), "train", "--config=x"]
     options = {"stdout": subprocess.PIPE, "text": True, "env": {"PATH": path, **TPU}}
     try:
         with subprocess.Popen(train, start_new_session=True, **options) as broken:
+            (run,) = re.findall("TPU_RUN=([^ ]+) begins here", broken.stdout.readline())
             assert broken.stdout.readline() == "begun\n"
             os.killpg(broken.pid, signal.SIGKILL)
         with subprocess.Popen(train, **options) as again:
-            assert again.stdout.readline() == "tpu_vm.sh: a run goes on here; its log follows\n"
+            goes_on = f"tpu_vm.sh: the run of TPU_RUN={run} goes on here\n"
+            assert again.stdout.readline() == goes_on
             assert again.stdout.readline() == "begun\n"
-            done = run_script(script, "stop", folder=tmp_path, **TPU)
+            done = run_script(TPU_VM, "stop", folder=tmp_path, **TPU)
             assert done.returncode == 0, done.stderr
-            assert again.stdout.read().endswith("saved\n"), "the same run, not another"
+            assert shown(again.stdout.read())[-1] == "saved", "the same run, not another"
             assert again.wait(timeout=30) == 75
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(int((tmp_path / "fgkd.pid").read_text()), signal.SIGKILL)
+            os.killpg(int((tmp_path / "host0" / "fgkd.pid").read_text()), signal.SIGKILL)
+
+
+def test_to_stop_where_nothing_runs_is_no_failure(tmp_path):
+    on_hosts(tmp_path, "exit 0")
+    for _ in range(2):  # before a run, and after one
+        done = run_script(TPU_VM, "stop", folder=tmp_path, **TPU)
+        assert (done.stdout, done.returncode) == ("no run goes on\n", 0), done.stderr
+        assert train_on(tmp_path).returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -273,6 +375,7 @@ def test_a_run_outlives_the_connection_and_saves_when_it_is_told_to_stop(tmp_pat
         ("tpu_vm.sh", ["crate"], TPU, "there is no action 'crate'; usage"),
         ("tpu_vm.sh", ["install", "no.whl"], TPU, "install takes the wheel"),
         ("tpu_vm.sh", ["train"], TPU, "train takes the flags of fgkd train"),
+        ("tpu_vm.sh", ["train", "a"], {**TPU, "TPU_RUN": "a b"}, "TPU_RUN is a b; expected what"),
         ("cluster_toolkit.sh", [], {}, "CLUSTER is not set"),
         (
             "cluster_toolkit.sh",
@@ -304,7 +407,7 @@ def test_cluster_toolkit_is_given_the_job(tmp_path):
         *("--cluster=c", "--location=l", "--project=p", "--name=birds", "--image=i:tpu"),
         *("--compute-type=v5litepod-16", "--queue=q", flag, "--mount=r:/runs:rw"),
         *("--restarts=50", "--grace-period=120s"),
-        "--command=fgkd train --detect_processes=on --config=x ",
+        "--command=fgkd train --detect_processes=on --device=tpu --config=x ",
     }
 
 
@@ -351,9 +454,12 @@ def test_every_overlay_is_a_run_that_fits_together(folder, built):
     assert {one["name"] for one in container["volumeMounts"]} == {
         one["name"] for one in pod["volumes"]
     }
+    assert "PersistentVolumeClaim" not in by_kind, "who deletes a run keeps what it saved"
+    (volume,) = built(LAUNCH / "k8s/volume").values()
     claim = pod["volumes"][0]["persistentVolumeClaim"]["claimName"]
-    assert claim == by_kind["PersistentVolumeClaim"]["metadata"]["name"]
-    assert by_kind["PersistentVolumeClaim"]["spec"]["accessModes"] == ["ReadWriteMany"]
+    assert (volume["kind"], volume["metadata"]["name"]) == ("PersistentVolumeClaim", claim)
+    assert volume["spec"]["accessModes"] == ["ReadWriteMany"]
+    assert container["volumeMounts"][0]["mountPath"] == "/runs"
     for source in container.get("envFrom", ()):
         assert source["configMapRef"]["name"] == by_kind["ConfigMap"]["metadata"]["name"]
 
@@ -367,7 +473,12 @@ def test_an_overlay_asks_for_its_devices_and_sets_its_flags(name, resource, buil
     (container,) = job["template"]["spec"]["containers"]
     assert int(container["resources"]["limits"][resource]) > 0
     assert by_kind["ConfigMap"]["data"] == read_env(LAUNCH / "env" / f"{name}.env")
-    assert container["image"].endswith(f":{name}")
+    assert container["image"] == f"registry.example/fgkd:{name}"
+    assert container["args"][-1] == f"--device={name}", "or the CPU is taken where there is none"
+    queue = built(LAUNCH / "k8s/queue")["LocalQueue"]["metadata"]["namespace"]
+    volume = built(LAUNCH / "k8s/volume")["PersistentVolumeClaim"]["metadata"]["namespace"]
+    assert {one["metadata"]["namespace"] for one in by_kind.values()} == {queue, volume}
+    assert queue == volume
     chips = job["completions"] * int(container["resources"]["limits"][resource])
     given = [one for one in container["args"] if one.startswith("--config.")]
     (config,) = (one for one in container["args"] if one.startswith("--config="))
@@ -436,6 +547,9 @@ def test_libtpu_accepts_the_flags_for_tpus_and_refuses_others():
 def test_the_image_runs_the_program_and_copies_what_exists():
     text = (LAUNCH / "Dockerfile").read_text()
     assert 'ENTRYPOINT ["tini", "--", "fgkd"]' in text
+    variables = dict(re.findall(r"^(?:ENV|   ) (\w+)=(\S+)", text, re.MULTILINE))
+    assert variables["LD_LIBRARY_PATH"] == "/usr/local/nvidia/lib64", "where GKE has the driver"
+    assert variables["FGKD_DATA_DIR"].startswith("/runs/"), "on the volume of the manifests"
     for line in re.findall(r"^COPY (.*)$", text, re.MULTILINE):
         *sources, _ = line.split()
         assert all((ROOT / source).exists() for source in sources)

@@ -105,7 +105,7 @@ CLUSTER_QUEUE = record(
 )
 KUEUE = "kueue.x-k8s.io/v1beta1"
 CUSTOM = {
-    "JobSet": kind("jobset.x-k8s.io/v1alpha2", "JobSet", JOBSET),
+    "JobSet": kind("jobset.x-k8s.io/v1alpha2", "JobSet", JOBSET, namespace=NAME),
     "ClusterQueue": kind(KUEUE, "ClusterQueue", CLUSTER_QUEUE),
     "LocalQueue": kind(
         KUEUE, "LocalQueue", record(["clusterQueue"], clusterQueue=NAME), namespace=NAME
@@ -193,10 +193,10 @@ MISTAKES = [
         "                  args: []\n                  image:",
         "twice",
     ),
-    ("base/volume.yaml", "accessModes:", "accessMode:", "accessMode"),
-    ("base/volume.yaml", "100Gi", "100GiB", "100GiB"),
+    ("volume/volume.yaml", "accessModes:", "accessMode:", "accessMode"),
+    ("volume/volume.yaml", "1Ti\n", "1TiB\n", "1TiB"),
     ("base/kustomization.yaml", "resources:", "resource:", "resource"),
-    ("base/kustomization.yaml", "- volume.yaml", "- volumes.yaml", "there is no file"),
+    ("volume/kustomization.yaml", "- volume.yaml", "- volumes.yaml", "there is no file"),
     ("queue/queue.yaml", 'nominalQuota: "512"', "nominalQuota: many", "many"),
     ("queue/queue.yaml", "clusterQueue:", "clusterQueues:", "clusterQueues"),
     (TPU, "/spec/template/spec/nodeSelector", "/spec/template/spec/nodeselector", "nodeselector"),
@@ -211,6 +211,8 @@ MISTAKES = [
     (GPU, '"8"', "eight", "eight"),
     (GPU, "medium: Memory", "media: Memory", "media"),
     ("overlays/gpu/kustomization.yaml", "newTag:", "newtag:", "newtag"),
+    ("overlays/gpu/kustomization.yaml", "newName:", "newname:", "newname"),
+    ("overlays/gpu/kustomization.yaml", "namespace: default", "namespace: Default", "Default"),
     ("overlays/gpu/kustomization.yaml", "name: fgkd\n", "name: fgdk\n", "no container"),
     ("overlays/gpu/kustomization.yaml", "name: fgkd-train", "name: fgkd-trian", "fgkd-trian"),
     ("overlays/tpu/kustomization.yaml", "kind: JobSet", "kind: Jobset", "Jobset"),

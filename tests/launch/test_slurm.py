@@ -326,6 +326,40 @@ def test_a_preempted_job_is_queued_again_and_ends_as_one_that_was_not(cluster, c
     assert results[0] == results[1]
 
 
+def test_a_job_that_is_cancelled_is_not_queued_again(cluster, tmp_path):
+    """The tasks end alike where SLURM asks them alone to stop, after which it is."""
+    program, output = tmp_path / "fgkd", tmp_path / "job.out"
+    program.write_text(
+        "#!/bin/bash\ntrap 'exit 75' TERM\necho begun\nwhile :; do sleep 0.1; done\n"
+    )
+    program.chmod(0o755)
+    idle = len(cluster.processes())
+    number = cluster.run(
+        "sbatch", "--parsable", "--nodes=2", f"--output={output}", str(SCRIPT), FGKD=str(program)
+    ).strip()
+
+    def log():
+        return f"{cluster.run('scontrol', 'show', 'job', number)}\n{cluster.logs()}"
+
+    def begun(times):
+        return output.exists() and output.read_text().count("begun") == times
+
+    def over():
+        state = cluster.job(number)["JobState"]
+        return len(cluster.processes()) <= idle and state in ("PENDING", "CANCELLED")
+
+    wait_for("the tasks", lambda: begun(2), seconds=60, log=log)
+    cluster.run("scancel", "--signal=TERM", number)
+    wait_for("the end of the tasks", over, seconds=60, log=log)
+    assert cluster.job(number)["JobState"] == "PENDING"
+    cluster.run("scontrol", "update", f"JobId={number}", "StartTime=now")
+    wait_for("the tasks again", lambda: begun(4), seconds=60, log=log)
+    cluster.run("scancel", number)
+    wait_for("the end", over, seconds=60, log=log)
+    job = cluster.job(number)
+    assert (job["JobState"], job["Restarts"]) == ("CANCELLED", "1")
+
+
 def test_nothing_is_left_of_a_cluster_whose_tasks_do_not_end(tmp_path, processes_with):
     cluster = start_cluster(tmp_path, processes_with)
     try:

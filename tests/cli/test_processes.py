@@ -26,7 +26,7 @@ REST = (
     *("afd", "mcl_bank", "lmcl_bank", "pma_vision", "pma_text", "pma_student"),
     *("retinanet", "faster_rcnn", "defeat_faster_rcnn"),
 )
-SHARED = ("kd", "mcl_moco", "lmcl", "defeat_retinanet")
+SHARED = ("kd", "tasn", "pma", "mcl_moco", "lmcl", "defeat_retinanet")
 """A teacher's weights, averaged weights and queues, second steps, boxes."""
 MOVED = ("classifier", "classifier:shared", "mcl_bank")
 LAUNCHER = ROOT / "launch" / "local" / "launch.py"

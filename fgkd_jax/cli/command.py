@@ -1,6 +1,7 @@
 """What the commands share: their flags, their help and how they are run."""
 
 import dataclasses
+import re
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -177,3 +178,34 @@ def require(values: flags.FlagValues, name: str, *, command: str) -> str:
     if not value:
         raise UserError(f"fgkd {command} needs --{name}; see fgkd {command} --help")
     return value
+
+
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separates overrides from the other command-line arguments.
+
+    Args:
+      arguments: what follows the command's name.
+
+    Returns:
+      The overrides, each as `--config.option=value`, and the other arguments.
+
+    Raises:
+      UserError: an override has no value.
+    """
+    overrides, others = [], []
+    waiting = None
+    for argument in arguments:
+        if waiting is not None:
+            if argument.startswith("--"):
+                break
+            overrides.append(f"{waiting}={argument}")
+            waiting = None
+        elif not re.match(r"--?config\.", argument):
+            others.append(argument)
+        elif "=" in argument:
+            overrides.append("--" + argument.lstrip("-"))
+        else:
+            waiting = "--" + argument.lstrip("-")
+    if waiting is not None:
+        raise UserError(f"{waiting} has no value; expected {waiting}=VALUE")
+    return overrides, others

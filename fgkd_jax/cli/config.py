@@ -263,37 +263,6 @@ def _nearest_option(key: str, known: Sequence[str]) -> str:
     return nearest(key, [name for name in known if "." not in name])
 
 
-def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Separates overrides from the other command-line arguments.
-
-    Args:
-      arguments: what follows the command's name.
-
-    Returns:
-      The overrides, each as `--config.option=value`, and the other arguments.
-
-    Raises:
-      UserError: an override has no value.
-    """
-    overrides, others = [], []
-    waiting = None
-    for argument in arguments:
-        if waiting is not None:
-            if argument.startswith("--"):
-                break
-            overrides.append(f"{waiting}={argument}")
-            waiting = None
-        elif not re.match(r"--?config\.", argument):
-            others.append(argument)
-        elif "=" in argument:
-            overrides.append("--" + argument.lstrip("-"))
-        else:
-            waiting = "--" + argument.lstrip("-")
-    if waiting is not None:
-        raise UserError(f"{waiting} has no value; expected {waiting}=VALUE")
-    return overrides, others
-
-
 def typed_config(options: Any) -> config_dict.ConfigDict:
     """Turns options into a `ConfigDict` that knows the type of every entry.
 

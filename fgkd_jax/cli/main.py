@@ -73,7 +73,7 @@ def dispatch(arguments: Sequence[str]) -> int:
         return 0
     overrides: list[str] = []
     if command.takes_overrides:
-        from fgkd_jax.cli.config import split_overrides
+        from fgkd_jax.cli.command import split_overrides
 
         overrides, rest = split_overrides(rest)
     values, others = command.parse(rest)

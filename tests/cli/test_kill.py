@@ -101,15 +101,20 @@ def test_sigkill_at_three_moments_changes_nothing(config, tmp_path, uninterrupte
     assert one["results"] == other["results"]
 
 
-def test_sigterm_before_training_began_is_no_failure(commands, tmp_path):
-    config = tmp_path / "slow.py"
-    config.write_text(
-        "import time\nprint('reads', flush=True)\ntime.sleep(60)\ndef get_config(): ...\n"
-    )
+@pytest.mark.parametrize("while_it", ["imports JAX", "reads its config"])
+def test_sigterm_before_training_began_is_no_failure(commands, tmp_path, while_it):
+    slow = "import time\nprint('begins', flush=True)\ntime.sleep(60)\ndef get_config(): ...\n"
+    config, environment = tmp_path / "slow.py", ENVIRONMENT
+    config.write_text(slow)
+    if while_it == "imports JAX":
+        (tmp_path / "first" / "jax").mkdir(parents=True)
+        (tmp_path / "first" / "jax" / "__init__.py").write_text(slow)
+        path = os.pathsep.join([str(tmp_path / "first"), *sys.path])
+        environment = {**ENVIRONMENT, "PYTHONPATH": path}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     workdir = tmp_path / "run"
-    process = commands.start(command(config, workdir, tmp_path), **pipes, env=ENVIRONMENT)
-    assert process.stdout.readline() == "reads\n"
+    process = commands.start(command(config, workdir, tmp_path), **pipes, env=environment)
+    assert process.stdout.readline() == "begins\n"
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=20)
     assert process.returncode == EXIT_STATUS[Preempted]

@@ -19,11 +19,11 @@ from fgkd_jax.methods import METHODS
 ROOT = Path(__file__).resolve().parent.parent.parent
 WORKER = Path(__file__).with_name("every_method_worker.py")
 ALWAYS = (
-    *("classifier", "kd", "tasn", "pma", "msdn", "mcl", "mcl_moco", "lmcl"),
+    *("classifier", "tasn", "pma", "msdn", "mcl", "lmcl"),
     "defeat_retinanet",
 )
 REST = (
-    *("afd", "mcl_bank", "lmcl_bank", "pma_vision", "pma_text", "pma_student"),
+    *("kd", "afd", "mcl_moco", "mcl_bank", "lmcl_bank", "pma_vision", "pma_text", "pma_student"),
     *("retinanet", "faster_rcnn", "defeat_faster_rcnn"),
 )
 SHARED = ("kd", "tasn", "pma", "mcl_moco", "lmcl", "defeat_retinanet")

@@ -67,6 +67,7 @@ def stopped(commands, arguments, log):
     return process.wait(timeout=120)
 
 
+@pytest.mark.long  # test_distributed stops and continues a smaller run, always
 def test_a_stop_of_two_processes_is_continued_by_one(commands, run_to_the_end, config, tmp_path):
     arguments = {"config": config, "pids": tmp_path / "pid"}
     run, log = {**arguments, "workdir": tmp_path / "run"}, tmp_path / "log"

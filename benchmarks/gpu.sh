@@ -1,7 +1,8 @@
 #!/bin/bash
 # usage: benchmarks/gpu.sh FOLDER
-# Measures on a GPU, each result a file of FOLDER. Needs `pip install -e '.[bench,gpu]'`, a GPU that nothing else uses, and about ten minutes. A benchmark
-# that fails leaves its log and does not keep the others from running.
+# Measures on a GPU, each result a file of FOLDER. Needs `pip install -e '.[bench,gpu]'`, a GPU that
+# nothing else uses, and about ten minutes. A benchmark that fails leaves its log and does not keep
+# the others from running.
 set -u
 out=${1:?expected a folder for the results}
 mkdir -p "$out"

@@ -261,7 +261,7 @@ def fit(
     Raises:
       NonFiniteError: a loss, a gradient or a new parameter is not finite; every checkpoint is
         older and good.
-      Preempted: `after_step` asked to stop; the state of that step is saved.
+      Preempted: `after_step` or `after_batch` asked to stop; the state of that step is saved.
       UserError: the checkpoint was made from other data or weights.
     """
     run = trainer.run
@@ -271,13 +271,13 @@ def fit(
         saved, start = restored
         metadata = checkpointer.metadata(start)
         check_same_inputs(run.metadata, metadata, step=start)
-        left = bool(metadata.get(_LEFT)) and bool(run.validation)
+        left = bool(metadata.get(_LEFT))
         state = state.with_saved(saved)
         log(f"resumed from step {start}")
     writer = MetricsWriter(
         workdir,
         resume_step=start,
-        again=run.validation if left and run.validation else "",
+        again=run.validation if left else None,
         enabled=jax.process_index() == 0,
         tensorboard=TENSORBOARD[run.train.tensorboard],
     )

@@ -34,7 +34,7 @@ class MetricsWriter:
         workdir: str | Path,
         *,
         resume_step: int,
-        again: str = "",
+        again: str | None = None,
         enabled: bool = True,
         tensorboard: bool | str = "auto",
     ) -> None:
@@ -301,7 +301,7 @@ def _plain(value: Any) -> Any:
     return number if math.isfinite(number) else str(number)
 
 
-def _drop_after(path: Path, step: int, again: str) -> None:
+def _drop_after(path: Path, step: int, again: str | None) -> None:
     """Replaces the file by its whole lines up to a step; a crash leaves the old or the new one."""
     if not path.exists():
         return
@@ -310,7 +310,7 @@ def _drop_after(path: Path, step: int, again: str) -> None:
     kept = [
         line
         for line, (its_step, split) in zip(lines, map(_place_of, lines), strict=True)
-        if its_step < step or (its_step == step and not (again and split == again))
+        if its_step < step or (its_step == step and split != again)
     ]
     if kept == lines:
         return
